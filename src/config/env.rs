@@ -1,0 +1,431 @@
+//! The environment: the only reader of it, and what the proxy variables in it say.
+//!
+//! Precedence is Go's (`golang.org/x/net/http/httpproxy`): upper case first, an empty variable
+//! hides nothing, `HTTP_PROXY` is ignored under CGI, where a client's `Proxy:` header can set it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use percent_encoding::percent_decode_str;
+
+use crate::secret::Secret;
+use crate::target::{Host, Target, TargetError, canonical_ip};
+
+/// A snapshot of environment variables.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl std::fmt::Debug for Environment {
+    /// Names only: values hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Environment {
+    /// Takes the variables of this process; those that are not UTF-8 are left out.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    pub fn of_process() -> Self {
+        let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self(std::env::vars_os().filter_map(utf8).collect())
+    }
+
+    /// Whether a variable is set to nothing, which counts as unset.
+    pub fn is_blank(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(String::is_empty)
+    }
+
+    /// A variable that is set and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let value = self.0.get(name)?;
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// The first of some variables that is set and not empty, with its name.
+    fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &str)> {
+        names
+            .iter()
+            .find_map(|name| Some((*name, self.get(name)?.trim())))
+    }
+}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let pairs = pairs.into_iter().map(|(k, v)| (k.into(), v.into()));
+        Self(pairs.collect())
+    }
+}
+
+/// A proxy as written in a URL.
+#[derive(Clone, Debug)]
+pub(super) struct ProxyUrl {
+    /// Where it listens.
+    pub(super) target: Target,
+    /// User name and password, if the URL holds any.
+    pub(super) userinfo: Option<Userinfo>,
+}
+
+/// What stands before the `@` of a URL, decoded.
+#[derive(Clone, Debug)]
+pub(super) struct Userinfo {
+    username: String,
+    password: Secret,
+}
+
+impl Userinfo {
+    /// The value of a `Proxy-Authorization` field (RFC 7617).
+    pub(super) fn to_basic(&self) -> Secret {
+        basic(&self.username, self.password.reveal())
+    }
+}
+
+/// The value of a `Proxy-Authorization` field (RFC 7617).
+pub(super) fn basic(username: &str, password: &str) -> Secret {
+    Secret::new(format!(
+        "Basic {}",
+        BASE64.encode(format!("{username}:{password}"))
+    ))
+}
+
+/// Why a URL names no proxy. No variant holds what may be a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ProxyUrlError {
+    /// A kind of proxy that this version does not speak to.
+    #[error("{0}:// upstreams are not in this version; http:// is")]
+    Scheme(String),
+    /// The host or port is none.
+    #[error("{0}")]
+    Target(TargetError),
+    /// There is something behind the host.
+    #[error("a proxy's URL ends behind its port")]
+    Path,
+    /// The user name or password is not UTF-8 once decoded, or holds a control character.
+    #[error("its user name or password cannot be sent")]
+    Userinfo,
+}
+
+/// Reads `[http://][user[:password]@]host[:port][/]`; the port defaults to 80.
+pub(super) fn parse_proxy_url(text: &str) -> Result<ProxyUrl, ProxyUrlError> {
+    let rest = match text.split_once("://") {
+        None => text,
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        Some((scheme, _)) => {
+            let is_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+            let scheme: String = scheme.chars().filter(|c| is_scheme(*c)).take(20).collect();
+            return Err(ProxyUrlError::Scheme(scheme.to_lowercase()));
+        }
+    };
+    // A password may hold an `@` or a `/` that nobody escaped: only the last `@` ends it.
+    let (userinfo, rest) = match rest.rsplit_once('@') {
+        Some((userinfo, rest)) => (Some(parse_userinfo(userinfo)?), rest),
+        None => (None, rest),
+    };
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains(['/', '?', '#']) {
+        return Err(ProxyUrlError::Path);
+    }
+    let target = match Target::from_authority(authority) {
+        Err(TargetError::MissingPort(_)) => Target::from_authority(&format!("{authority}:80")),
+        other => other,
+    };
+    Ok(ProxyUrl {
+        target: target.map_err(ProxyUrlError::Target)?,
+        userinfo,
+    })
+}
+
+fn parse_userinfo(text: &str) -> Result<Userinfo, ProxyUrlError> {
+    let (username, password) = text.split_once(':').unwrap_or((text, ""));
+    let decode = |text: &str| {
+        let text = percent_decode_str(text).decode_utf8();
+        let text = text.map_err(|_| ProxyUrlError::Userinfo)?.into_owned();
+        if text.contains(char::is_control) {
+            return Err(ProxyUrlError::Userinfo);
+        }
+        Ok(text)
+    };
+    let username = decode(username)?;
+    if username.contains(':') {
+        return Err(ProxyUrlError::Userinfo); // it would end there for the upstream (RFC 7617)
+    }
+    Ok(Userinfo {
+        username,
+        password: Secret::new(decode(password)?),
+    })
+}
+
+/// What the proxy variables say.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ProxyVariables {
+    /// The proxy for plain requests.
+    pub(super) http: Option<ProxyUrl>,
+    /// The proxy for tunnels.
+    pub(super) connect: Option<ProxyUrl>,
+    /// Variables that cannot be used.
+    pub(super) errors: Vec<String>,
+    /// What is likely not meant.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY` in both cases. An entry that names one of the
+/// listeners in `own` would have us ask ourselves: it is left out.
+pub(super) fn proxies(environment: &Environment, own: &[SocketAddr]) -> ProxyVariables {
+    let mut found = ProxyVariables::default();
+    let is_cgi = environment.get("REQUEST_METHOD").is_some();
+    let all = ["ALL_PROXY", "all_proxy"];
+    for names in [
+        ["HTTP_PROXY", "http_proxy"],
+        ["HTTPS_PROXY", "https_proxy"],
+        all,
+    ] {
+        found.warnings.extend(difference(environment, names));
+    }
+    let mut http = vec!["http_proxy"];
+    if !is_cgi {
+        http.insert(0, "HTTP_PROXY");
+    } else if environment.get("HTTP_PROXY").is_some() {
+        let warning = "HTTP_PROXY is ignored: REQUEST_METHOD is set, so a client's Proxy header may have set it";
+        found.warnings.push(warning.to_owned());
+    }
+    http.extend(all);
+    found.http = found.read(environment, &http, own);
+    found.connect = found.read(
+        environment,
+        &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
+        own,
+    );
+    found.errors.dedup();
+    found.warnings.dedup();
+    found
+}
+
+impl ProxyVariables {
+    fn read(
+        &mut self,
+        environment: &Environment,
+        names: &[&str],
+        own: &[SocketAddr],
+    ) -> Option<ProxyUrl> {
+        let (name, value) = environment.first(names)?;
+        match parse_proxy_url(value) {
+            Ok(proxy) if own.iter().any(|own| is_own(&proxy.target, *own)) => {
+                self.warnings.push(format!(
+                    "{name} points back at this proxy ({}); it is left out",
+                    proxy.target
+                ));
+                None
+            }
+            Ok(proxy) => Some(proxy),
+            Err(error) => {
+                self.errors
+                    .push(format!("{name} of the environment: {error}"));
+                None
+            }
+        }
+    }
+}
+
+/// The list of hosts that are reached without a proxy, and a warning where its two names differ.
+pub(super) fn no_proxy(environment: &Environment) -> (&str, Option<String>) {
+    let names = ["NO_PROXY", "no_proxy"];
+    let list = environment.first(&names).map_or("", |(_, list)| list);
+    (list, difference(environment, names))
+}
+
+fn difference(environment: &Environment, names: [&str; 2]) -> Option<String> {
+    let [upper, lower] = names;
+    let differ = environment.get(upper)?.trim() != environment.get(lower)?.trim();
+    differ.then(|| {
+        format!("{upper} and {lower} differ; {upper} is used, most other tools use {lower}")
+    })
+}
+
+/// Whether a proxy is one of our own listeners.
+fn is_own(proxy: &Target, own: SocketAddr) -> bool {
+    let listener = canonical_ip(own.ip());
+    if proxy.port != own.port() {
+        return false;
+    }
+    match &proxy.host {
+        Host::Name(name) => {
+            let is_near = &**name == "localhost" || name.ends_with(".localhost");
+            is_near && (listener.is_loopback() || listener.is_unspecified())
+        }
+        // A listener on 127.0.0.1 is not reached at 127.0.0.2 or ::1, but a wildcard one is.
+        Host::Ip(ip) => {
+            let is_near = ip.is_loopback() || ip.is_unspecified();
+            *ip == listener || is_near && listener.is_unspecified()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn show(proxy: Option<&ProxyUrl>) -> String {
+        match proxy {
+            None => "-".to_owned(),
+            Some(proxy) => {
+                let user = proxy.userinfo.as_ref();
+                let user = user.map(|u| format!("{}:{}@", u.username, u.password.reveal()));
+                format!("{}{}", user.unwrap_or_default(), proxy.target)
+            }
+        }
+    }
+
+    /// `A=x B=y` and what comes of it: the proxies for http and CONNECT, and the count of errors and warnings.
+    #[track_caller]
+    fn check(variables: &str, expected: &str) {
+        let pairs = variables
+            .split_whitespace()
+            .filter_map(|v| v.split_once('='));
+        let environment: Environment = pairs.collect();
+        let own = [
+            "127.0.0.1:3128".parse().unwrap(),
+            "[::]:3199".parse().unwrap(),
+        ];
+        let found = proxies(&environment, &own);
+        let got = format!(
+            "{} {} {}e {}w",
+            show(found.http.as_ref()),
+            show(found.connect.as_ref()),
+            found.errors.len(),
+            found.warnings.len()
+        );
+        assert_eq!(got, expected, "{variables}: {found:?}");
+    }
+
+    #[test]
+    fn precedence_is_that_of_go() {
+        for (variables, expected) in [
+            ("", "- - 0e 0w"),
+            ("HTTP_PROXY=http://a:1", "a:1 - 0e 0w"),
+            ("http_proxy=http://a:1", "a:1 - 0e 0w"),
+            ("HTTPS_PROXY=http://a:1", "- a:1 0e 0w"),
+            ("https_proxy=http://a:1", "- a:1 0e 0w"),
+            ("HTTP_PROXY=http://a:1 http_proxy=http://b:1", "a:1 - 0e 1w"),
+            ("HTTP_PROXY=http://a:1 http_proxy=http://a:1", "a:1 - 0e 0w"),
+            ("HTTP_PROXY= http_proxy=http://b:1", "b:1 - 0e 0w"),
+            (
+                "HTTPS_PROXY= https_proxy= ALL_PROXY=http://c:1",
+                "c:1 c:1 0e 0w",
+            ),
+            (
+                "ALL_PROXY=http://c:1 HTTPS_PROXY=http://a:1",
+                "c:1 a:1 0e 0w",
+            ),
+            ("all_proxy=http://c:1", "c:1 c:1 0e 0w"),
+            ("ALL_PROXY=http://c:1 all_proxy=http://d:1", "c:1 c:1 0e 1w"),
+            ("HTTP_PROXY=http://a:1 REQUEST_METHOD=GET", "- - 0e 1w"),
+            ("http_proxy=http://a:1 REQUEST_METHOD=GET", "a:1 - 0e 0w"),
+            ("HTTPS_PROXY=http://a:1 REQUEST_METHOD=GET", "- a:1 0e 0w"),
+        ] {
+            check(variables, expected);
+        }
+    }
+
+    #[test]
+    fn values_are_read_as_tools_write_them() {
+        for (variables, expected) in [
+            (
+                "HTTP_PROXY=proxy.corp.example:8080",
+                "proxy.corp.example:8080 - 0e 0w",
+            ),
+            (
+                "HTTP_PROXY=proxy.corp.example",
+                "proxy.corp.example:80 - 0e 0w",
+            ),
+            (
+                "HTTP_PROXY=http://proxy.corp.example/",
+                "proxy.corp.example:80 - 0e 0w",
+            ),
+            (
+                "HTTP_PROXY=HTTP://Proxy.Corp.Example.:1/",
+                "proxy.corp.example:1 - 0e 0w",
+            ),
+            (
+                "HTTP_PROXY=http://[2001:db8::1]",
+                "[2001:db8::1]:80 - 0e 0w",
+            ),
+            ("HTTP_PROXY=http://me:s%40cret@h:1", "me:s@cret@h:1 - 0e 0w"),
+            (
+                "HTTP_PROXY=http://me:p@ss/word@h:1",
+                "me:p@ss/word@h:1 - 0e 0w",
+            ),
+            ("HTTP_PROXY=http://me@h:1", "me:@h:1 - 0e 0w"),
+            ("HTTP_PROXY=https://h:1", "- - 1e 0w"),
+            ("ALL_PROXY=socks5://h:1", "- - 1e 0w"),
+            ("HTTP_PROXY=socks5h://h:1", "- - 1e 0w"),
+            ("HTTP_PROXY=http://h:1/path", "- - 1e 0w"),
+            ("HTTP_PROXY=http://h:99999", "- - 1e 0w"),
+            ("HTTP_PROXY=http://127.1:80", "- - 1e 0w"),
+            ("HTTP_PROXY=http://me:%00@h:1", "- - 1e 0w"),
+        ] {
+            check(variables, expected);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_points_back_at_us_is_left_out() {
+        for (value, is_left_out) in [
+            ("http://127.0.0.1:3128", true),
+            ("localhost:3128", true),
+            ("http://me:pw@localhost.:3128", true),
+            ("http://127.0.0.1:3129", false),
+            ("http://127.0.0.2:3128", false),
+            ("http://[::1]:3199", true),
+            ("http://127.0.0.1:3199", true),
+            ("http://0.0.0.0:3199", true),
+            ("http://192.0.2.1:3128", false),
+        ] {
+            let environment = [("HTTPS_PROXY", value)].into_iter().collect();
+            let own = [
+                "127.0.0.1:3128".parse().unwrap(),
+                "[::]:3199".parse().unwrap(),
+            ];
+            let found = proxies(&environment, &own);
+            assert_eq!(found.connect.is_none(), is_left_out, "{value}");
+            assert_eq!(found.warnings.len(), usize::from(is_left_out), "{value}");
+        }
+    }
+
+    #[test]
+    fn no_message_holds_a_password() {
+        for value in [
+            "https://me:s3cret@h:1",
+            "http://me:s3cret@h:99999",
+            "http://me:s3cret@127.0.0.1:3128",
+            "me:s3cret@a b",
+        ] {
+            let environment = [("HTTPS_PROXY", value)].into_iter().collect();
+            let found = proxies(&environment, &["127.0.0.1:3128".parse().unwrap()]);
+            assert!(
+                !format!("{found:?}{environment:?}").contains("s3cret"),
+                "{value}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_bypass_list_follows_the_same_precedence() {
+        let of = |pairs: &[(&str, &str)]| {
+            let environment: Environment = pairs.iter().copied().collect();
+            let (list, warning) = no_proxy(&environment);
+            (list.to_owned(), warning.is_some())
+        };
+        assert_eq!(
+            of(&[("NO_PROXY", "a"), ("no_proxy", "b")]),
+            ("a".to_owned(), true)
+        );
+        assert_eq!(
+            of(&[("NO_PROXY", ""), ("no_proxy", "b")]),
+            ("b".to_owned(), false)
+        );
+        assert_eq!(of(&[]), (String::new(), false));
+    }
+}

@@ -1,0 +1,280 @@
+//! The facts noted while a request is under way.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::millis;
+use crate::cause::{Cause, Phase};
+use crate::net::connect::Try;
+use crate::net::resolve::Resolved;
+use crate::net::socket::Socket;
+use crate::net::upstream::Reply;
+use crate::record::{self, Attempt, Record, quote};
+
+/// The facts noted while a request is under way. The wait that learns a fact notes it at once, so that
+/// it is there whatever happens next.
+#[derive(Debug)]
+pub struct Trail(Mutex<Story>);
+
+#[derive(Debug)]
+pub(super) struct Story {
+    pub(super) phase: Phase,
+    hop: Option<Arc<str>>,
+    resend_count: u32,
+    attempts: Vec<Attempt>,
+    dns: Option<(String, Duration)>,
+    resolved: Vec<IpAddr>,
+    dns_source: Option<&'static str>,
+    response_code: Option<String>,
+    connect: Option<Duration>,
+    pub(super) connected: Option<Instant>,
+    upstream: Option<(Arc<str>, Option<Duration>)>,
+    /// The attempts that were under way when their dial was dropped.
+    abandoned: Vec<usize>,
+    reply: Option<ReplyFacts>,
+    pub(super) first_byte: Option<Duration>,
+    peer: Option<SocketAddr>,
+    local: Option<SocketAddr>,
+    would: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct ReplyFacts {
+    status: u16,
+    reason: Option<String>,
+    proxy_status: Option<String>,
+    squid_error: Option<String>,
+    auth_schemes: Vec<String>,
+    body: Option<String>,
+}
+
+impl Default for Trail {
+    fn default() -> Self {
+        Self(Mutex::new(Story {
+            phase: Phase::Client,
+            hop: None,
+            resend_count: 0,
+            attempts: Vec::new(),
+            dns: None,
+            resolved: Vec::new(),
+            dns_source: None,
+            response_code: None,
+            connect: None,
+            connected: None,
+            upstream: None,
+            abandoned: Vec::new(),
+            reply: None,
+            first_byte: None,
+            peer: None,
+            local: None,
+            would: None,
+        }))
+    }
+}
+
+impl Trail {
+    fn story(&self) -> MutexGuard<'_, Story> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was noted.
+    pub(super) fn into_story(self) -> Story {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The phase that is under way.
+    pub fn phase(&self) -> Phase {
+        self.story().phase
+    }
+
+    /// Notes that a phase begins.
+    pub fn enter(&self, phase: Phase) {
+        self.story().phase = phase;
+    }
+
+    /// Notes the hop that is tried.
+    pub fn hop(&self, hop: &Arc<str>) {
+        self.story().hop = Some(hop.clone());
+    }
+
+    /// Notes that the request is sent once more.
+    pub fn resend(&self) {
+        self.story().resend_count += 1;
+    }
+
+    /// Notes a lookup and what it gave.
+    pub fn resolved(&self, name: &str, took: Duration, found: &Resolved) {
+        let mut story = self.story();
+        story.dns = Some((name.to_owned(), took));
+        story.resolved.clone_from(&found.addresses);
+        story.dns_source = Some(found.source.as_str());
+    }
+
+    /// Notes a lookup that failed.
+    pub fn unresolved(&self, name: &str, took: Duration, response_code: Option<String>) {
+        let mut story = self.story();
+        story.dns = Some((name.to_owned(), took));
+        story.response_code = response_code;
+    }
+
+    /// Notes addresses that needed no lookup.
+    pub fn pinned(&self, addresses: &[IpAddr]) {
+        let mut story = self.story();
+        story.resolved = addresses.to_vec();
+        story.dns_source = Some("pin");
+    }
+
+    /// Notes a guard in report mode that would have refused.
+    pub fn would(&self, guard: &str) {
+        self.story().would.get_or_insert_with(|| guard.into());
+    }
+
+    /// Notes one try of one address; `cause` is `None` where it went well.
+    pub fn tried(&self, attempt: &Try, cause: Option<Cause>) {
+        let mut story = self.story();
+        let hop = story.hop.clone().unwrap_or_default();
+        story.attempts.push(Attempt {
+            hop,
+            address: Some(attempt.address),
+            family: Some(record::family(attempt.address.ip())),
+            cause: cause.map(Cause::id),
+            ms: millis(attempt.took),
+            reused: false,
+        });
+    }
+
+    /// Notes a try that was under way when its dial was dropped: what ended the request ended it.
+    pub fn abandoned(&self, attempt: &Try) {
+        self.tried(attempt, None);
+        let mut story = self.story();
+        let at = story.attempts.len() - 1;
+        story.abandoned.push(at);
+    }
+
+    /// Notes that a kept connection is used again.
+    pub fn reused(&self, hop: &Arc<str>, socket: &Socket) {
+        let mut story = self.story();
+        story.hop = Some(hop.clone());
+        story.attempts.push(Attempt {
+            hop: hop.clone(),
+            address: Some(socket.peer()),
+            family: Some(record::family(socket.peer().ip())),
+            cause: None,
+            ms: 0.0,
+            reused: true,
+        });
+        story.peer = Some(socket.peer());
+        story.local = Some(socket.local());
+    }
+
+    /// Notes the cause of the last try, found out after its connection stood.
+    pub fn last_try_failed(&self, cause: Cause) {
+        if let Some(attempt) = self.story().attempts.last_mut() {
+            attempt.cause = Some(cause.id());
+        }
+    }
+
+    /// Notes a try that had no address to go to.
+    pub fn failed(&self, cause: Cause, took: Duration) {
+        let mut story = self.story();
+        let hop = story.hop.clone().unwrap_or_default();
+        let cause = Some(cause.id());
+        story.attempts.push(Attempt {
+            hop,
+            address: None,
+            family: None,
+            cause,
+            ms: millis(took),
+            reused: false,
+        });
+    }
+
+    /// Notes the connection that stands.
+    pub fn connected(&self, socket: &Socket, took: Duration) {
+        let mut story = self.story();
+        story.connect = Some(took);
+        story.connected = Some(Instant::now());
+        story.peer = Some(socket.peer());
+        story.local = Some(socket.local());
+    }
+
+    /// Notes the upstream that is asked, and how long it took to answer.
+    pub fn upstream(&self, name: &Arc<str>, took: Duration) {
+        self.story().upstream = Some((name.clone(), Some(took)));
+    }
+
+    /// Notes the upstream that a plain request goes to.
+    pub fn asks(&self, name: &Arc<str>) {
+        self.story().upstream = Some((name.clone(), None));
+    }
+
+    /// Notes what an upstream answered beside a 200.
+    pub fn replied(&self, reply: &Reply) {
+        self.story().reply = Some(ReplyFacts {
+            status: reply.status.as_u16(),
+            reason: (!reply.reason.is_empty()).then(|| quote(&reply.reason)),
+            proxy_status: reply.proxy_status.as_deref().map(quote),
+            squid_error: reply.squid_error.as_deref().map(quote),
+            auth_schemes: reply
+                .auth_schemes
+                .iter()
+                .map(|scheme| quote(scheme))
+                .collect(),
+            body: (!reply.body.is_empty()).then(|| quote(&reply.body)),
+        });
+    }
+
+    /// Notes the first byte of the server, counted from the connection.
+    pub fn first_byte(&self, after: Duration) {
+        self.story().first_byte.get_or_insert(after);
+    }
+}
+
+impl Story {
+    /// Fills a record in; `cause` is what the request failed of.
+    pub(super) fn tell(&self, record: &mut Record, cause: Option<Cause>) {
+        if let Some((name, took)) = &self.dns {
+            record.dns_question = Some(name.clone());
+            record.dns_ms = Some(millis(*took));
+        }
+        record.dns_resolved.clone_from(&self.resolved);
+        record.dns_source = self.dns_source;
+        record.dns_response_code.clone_from(&self.response_code);
+        record.connect_ms = self.connect.map(millis);
+        record.hop.clone_from(&self.hop);
+        record.attempts.clone_from(&self.attempts);
+        for at in &self.abandoned {
+            if let Some(attempt) = record.attempts.get_mut(*at) {
+                attempt.cause = cause.map(Cause::id);
+            }
+        }
+        record.resend_count = self.resend_count;
+        if let Some(peer) = self.peer {
+            record.peer_address = Some(peer.ip());
+            record.peer_port = Some(peer.port());
+            record.network_type = Some(record::family(peer.ip()));
+        }
+        if let Some(local) = self.local {
+            record.local_address = Some(local.ip());
+            record.local_port = Some(local.port());
+        }
+        if let Some((name, took)) = &self.upstream {
+            record.upstream_name = Some(name.clone());
+            record.upstream_ms = took.map(millis);
+        }
+        if let Some(reply) = &self.reply {
+            record.upstream_status = Some(reply.status);
+            record.upstream_reason.clone_from(&reply.reason);
+            record.upstream_proxy_status.clone_from(&reply.proxy_status);
+            record.upstream_squid_error.clone_from(&reply.squid_error);
+            record.upstream_auth_schemes.clone_from(&reply.auth_schemes);
+            record.upstream_body.clone_from(&reply.body);
+        }
+        if record.would.is_none() {
+            record.would.clone_from(&self.would);
+        }
+    }
+}

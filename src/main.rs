@@ -1,0 +1,7 @@
+//! The `routecause` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    routecause::cli::main()
+}

@@ -1,0 +1,8 @@
+//! Mechanisms of the network: each does one thing, keeps the facts, and has one error enum.
+//!
+//! Nothing here knows a policy, a route or a record.
+
+pub mod connect;
+pub mod resolve;
+pub mod socket;
+pub mod upstream;

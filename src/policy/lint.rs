@@ -1,0 +1,218 @@
+//! What loads and is likely not meant: rules that can never decide, and matchers that say less than they seem to.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what is not known of a matcher gives no finding"
+)]
+
+use jiff::Timestamp;
+
+use super::matcher::{Matcher, Resolve};
+use super::{Action, Mode, Policy, Rule, Scheme};
+
+/// Something that is likely not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The rule, by its place in [`Policy::rules`].
+    pub rule: usize,
+    /// What is odd.
+    pub message: String,
+    /// What may be meant.
+    pub help: Option<String>,
+}
+
+/// Looks through the rules of a policy.
+pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (at, rule) in policy.rules.iter().enumerate() {
+        let mut find = |message: String, help: Option<&str>| {
+            findings.push(Finding {
+                rule: at,
+                message,
+                help: help.map(str::to_owned),
+            });
+        };
+        if rule.mode == Mode::Off {
+            continue;
+        }
+        if rule.expires.is_some_and(|expires| now >= expires) {
+            find(
+                format!("rule `{}` has expired and is off", rule.name),
+                Some("take it out, or move its `expires` on"),
+            );
+            continue;
+        }
+        // Every pair is compared; who has more rules than this wrote them by machine.
+        let earlier = policy.rules.get(..at.min(1000)).unwrap_or_default();
+        if let Some(by) = earlier.iter().find(|by| shadows(by, rule, policy)) {
+            find(
+                format!(
+                    "rule `{}` can never decide: `{}` ({}) takes all it speaks of",
+                    rule.name, by.name, by.source
+                ),
+                Some("move it up, or take it out"),
+            );
+        }
+        let by_continue = earlier.iter().find(|earlier| {
+            matches!(earlier.action, Action::Continue) && earlier.timeouts.is_some()
+        });
+        if let Some(by) = by_continue
+            && rule.timeouts.is_some()
+        {
+            find(
+                format!(
+                    "the timeouts of `{}` replace those that `{}` sets, not only the ones it names",
+                    rule.name, by.name
+                ),
+                Some("name all that it needs here"),
+            );
+        }
+        if asks_for_plain_request_in_tunnel(&rule.matcher) {
+            find(
+                format!(
+                    "rule `{}` never matches: a tunnel does not show paths and headers",
+                    rule.name
+                ),
+                Some("leave out `scheme: connect`, or `path` and `header`"),
+            );
+        }
+        match &rule.action {
+            Action::Route(_) if resolves(&rule.matcher, Resolve::Any) => find(
+                format!(
+                    "rule `{}` lets a name through if only some of its addresses lie inside",
+                    rule.name
+                ),
+                Some("`resolve: all` asks for every address"),
+            ),
+            Action::Block(_) if resolves(&rule.matcher, Resolve::All) => find(
+                format!(
+                    "rule `{}` blocks a name only if all of its addresses lie inside",
+                    rule.name
+                ),
+                Some("`resolve: any` blocks if some do"),
+            ),
+            Action::Route(_) | Action::Block(_) | Action::Continue => {}
+        }
+        for line in no_proxy_lint(&rule.matcher) {
+            find(format!("NO_PROXY entry {line}"), None);
+        }
+    }
+    findings
+}
+
+/// Whether every request that `rule` speaks of was decided by `by` before.
+fn shadows(by: &Rule, rule: &Rule, policy: &Policy) -> bool {
+    let decides = match &by.action {
+        Action::Route(_) => true,
+        Action::Block(_) => !policy.report,
+        Action::Continue => false,
+    };
+    // One that expires gives way some day, unless the other ends no later.
+    let lasts = match (by.expires, rule.expires) {
+        (None, _) => true,
+        (Some(by), Some(rule)) => by >= rule,
+        (Some(_), None) => false,
+    };
+    // Where a lookup fails, a block by address still holds, and what goes in front of it may not.
+    let is_block = matches!(rule.action, Action::Block(_));
+    let may_slip_past = is_block && looks_up(&by.matcher);
+    decides
+        && lasts
+        && by.mode == Mode::Enforce
+        && !may_slip_past
+        && covers(&by.matcher, &rule.matcher)
+}
+
+/// Whether `broad` holds wherever `narrow` does; `false` where that cannot be told.
+fn covers(broad: &Matcher, narrow: &Matcher) -> bool {
+    match (broad, narrow) {
+        (Matcher::All(parts), _) => parts.iter().all(|part| covers(part, narrow)),
+        (_, Matcher::Any(parts)) => parts.iter().all(|part| covers(broad, part)),
+        (_, Matcher::Sets(sets)) => sets.iter().all(|set| {
+            (set.hosts.is_empty() || covers(broad, &Matcher::Host(set.hosts.clone())))
+                && (set.nets.is_empty()
+                    || covers(broad, &Matcher::Ip(set.nets.clone(), Resolve::Never)))
+        }),
+        (Matcher::Any(parts), _) if parts.iter().any(|part| covers(part, narrow)) => true,
+        (_, Matcher::All(parts)) => parts.iter().any(|part| covers(broad, part)),
+        (Matcher::Any(_), _) => false,
+        (Matcher::Sets(sets), Matcher::Host(narrow)) => {
+            sets.iter().any(|set| set.hosts.cover(narrow))
+        }
+        (Matcher::Sets(sets), Matcher::Ip(narrow, Resolve::Never)) => {
+            sets.iter().any(|set| all_inside(narrow, &set.nets))
+        }
+        (Matcher::Host(broad), Matcher::Host(narrow)) => broad.cover(narrow),
+        (Matcher::HostRegex(broad), Matcher::HostRegex(narrow)) => {
+            broad.as_str() == narrow.as_str()
+        }
+        (Matcher::PlainHost(broad), Matcher::PlainHost(narrow)) => broad == narrow,
+        (Matcher::Ip(broad, by), Matcher::Ip(narrow, of)) => {
+            let reaches = match (by, of) {
+                (_, Resolve::Never) => true,
+                (Resolve::Any, _) => true,
+                (Resolve::All, Resolve::All) => true,
+                (Resolve::Never, _) | (Resolve::All, Resolve::Any) => false,
+            };
+            reaches && all_inside(narrow, broad)
+        }
+        (Matcher::Port(broad), Matcher::Port(narrow)) => narrow.ranges().iter().all(|n| {
+            let inside =
+                |b: &std::ops::RangeInclusive<u16>| b.start() <= n.start() && n.end() <= b.end();
+            broad.ranges().iter().any(inside)
+        }),
+        (Matcher::Scheme(broad), Matcher::Scheme(narrow)) => broad == narrow,
+        (Matcher::Method(broad), Matcher::Method(narrow)) => {
+            narrow.iter().all(|m| broad.contains(m))
+        }
+        (Matcher::Client(broad), Matcher::Client(narrow)) => all_inside(narrow, broad),
+        (Matcher::Not(broad), Matcher::Not(narrow)) => covers(narrow, broad),
+        _ => false,
+    }
+}
+
+fn all_inside(narrow: &[ipnet::IpNet], broad: &[ipnet::IpNet]) -> bool {
+    narrow
+        .iter()
+        .all(|net| broad.iter().any(|b| b.contains(net)))
+}
+
+fn asks_for_plain_request_in_tunnel(matcher: &Matcher) -> bool {
+    let Matcher::All(parts) = matcher else {
+        return false;
+    };
+    let has = |test: fn(&Matcher) -> bool| parts.iter().any(test);
+    let is_tunnel = |part: &Matcher| match part {
+        Matcher::Scheme(scheme) => *scheme == Scheme::Connect,
+        Matcher::Method(methods) => methods.iter().all(|method| method == http::Method::CONNECT),
+        _ => false,
+    };
+    has(is_tunnel) && has(|part| matches!(part, Matcher::Path(_) | Matcher::Header(..)))
+}
+
+fn resolves(matcher: &Matcher, how: Resolve) -> bool {
+    match matcher {
+        Matcher::Ip(_, resolve) => *resolve == how,
+        Matcher::All(parts) | Matcher::Any(parts) => parts.iter().any(|part| resolves(part, how)),
+        _ => false,
+    }
+}
+
+/// Whether its answer may hang on a lookup.
+fn looks_up(matcher: &Matcher) -> bool {
+    match matcher {
+        Matcher::Ip(_, resolve) => *resolve != Resolve::Never,
+        Matcher::All(parts) | Matcher::Any(parts) => parts.iter().any(looks_up),
+        Matcher::Not(inner) => looks_up(inner),
+        _ => false,
+    }
+}
+
+fn no_proxy_lint(matcher: &Matcher) -> Vec<String> {
+    match matcher {
+        Matcher::NoProxy(list) => list.lint().to_vec(),
+        Matcher::All(parts) | Matcher::Any(parts) => parts.iter().flat_map(no_proxy_lint).collect(),
+        Matcher::Not(inner) => no_proxy_lint(inner),
+        _ => Vec::new(),
+    }
+}

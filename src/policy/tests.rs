@@ -1,0 +1,519 @@
+//! What holds for every policy and every request, over generated ones.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, Method};
+use proptest::prelude::*;
+
+use super::explain::{Does, explain};
+use super::guard::Guards;
+use super::matcher::{Hosts, Resolve, Set};
+use super::no_proxy::{Dialect, NoProxy};
+use super::*;
+use crate::target::Host;
+
+const HOSTS: [&str; 6] = [
+    "a.example",
+    "b.a.example",
+    "x.b.a.example",
+    "c.example",
+    "wiki",
+    "10.1.2.3",
+];
+const PATTERNS: [&str; 6] = [
+    "a.example",
+    "*.a.example",
+    "c.*",
+    "wiki",
+    "10.1.2.3",
+    "*.example",
+];
+const DOMAINS: [&str; 3] = ["a.example", "example", "b.a.example"];
+const NETS: [&str; 4] = ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "0.0.0.0/0"];
+
+fn hosts() -> impl Strategy<Value = Hosts> {
+    let patterns = prop::sample::subsequence(&PATTERNS[..], 0..3);
+    let domains = prop::sample::subsequence(&DOMAINS[..], 1..3);
+    (patterns, domains).prop_map(|(patterns, domains)| Hosts::new(&patterns, &domains).unwrap())
+}
+
+fn nets() -> impl Strategy<Value = Vec<ipnet::IpNet>> {
+    prop::sample::subsequence(&NETS[..], 1..3)
+        .prop_map(|nets| nets.iter().map(|net| net.parse().unwrap()).collect())
+}
+
+fn ports() -> impl Strategy<Value = Ports> {
+    let range = prop::sample::select(vec![80..=80, 443..=443, 1..=1000, 400..=500, 25..=25]);
+    prop::collection::vec(range, 1..3).prop_map(Ports::from_iter)
+}
+
+fn leaf() -> impl Strategy<Value = Matcher> {
+    let globs = |glob| {
+        let mut set = globset::GlobSetBuilder::new();
+        set.add(globset::Glob::new(glob).unwrap());
+        set.build().unwrap()
+    };
+    prop_oneof![
+        3 => hosts().prop_map(Matcher::Host),
+        1 => any::<bool>().prop_map(Matcher::PlainHost),
+        2 => (nets(), prop::sample::select(vec![Resolve::Never, Resolve::Any, Resolve::All]))
+            .prop_map(|(nets, resolve)| Matcher::Ip(nets, resolve)),
+        1 => (hosts(), nets()).prop_map(|(hosts, nets)| {
+            Matcher::Sets(vec![Arc::new(Set { name: "s".into(), hosts, nets })])
+        }),
+        1 => Just(Matcher::NoProxy(Arc::new(NoProxy::parse("c.example,10.0.0.0/8", Dialect::Go)))),
+        2 => ports().prop_map(Matcher::Port),
+        1 => prop::sample::select(vec![Scheme::Http, Scheme::Connect]).prop_map(Matcher::Scheme),
+        1 => Just(Matcher::Method(vec![Method::GET, Method::CONNECT])),
+        1 => Just(Matcher::Path(globs("/x*"))),
+        1 => Just(Matcher::Header(HeaderName::from_static("user-agent"), globs("*bot*"))),
+        1 => nets().prop_map(Matcher::Client),
+        1 => Just(Matcher::HostRegex(regex::Regex::new("^(?:[ab]\\..*)$").unwrap())),
+    ]
+}
+
+fn matcher() -> impl Strategy<Value = Matcher> {
+    leaf().prop_recursive(3, 12, 3, |inner| {
+        let list = prop::collection::vec(inner.clone(), 0..4);
+        prop_oneof![
+            list.clone().prop_map(Matcher::All),
+            list.prop_map(Matcher::Any),
+            inner.prop_map(|inner| Matcher::Not(Box::new(inner))),
+        ]
+    })
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let by = |http, connect| {
+        Action::Route(ByScheme {
+            http: RouteId(http),
+            connect: RouteId(connect),
+        })
+    };
+    prop::sample::select(vec![
+        by(0, 0),
+        by(1, 1),
+        by(1, 0),
+        Action::Block(Block::default()),
+        Action::Continue,
+    ])
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let mode = prop::sample::select(vec![
+        Mode::Enforce,
+        Mode::Enforce,
+        Mode::Enforce,
+        Mode::Report,
+        Mode::Off,
+    ]);
+    let expires = prop::sample::select(vec![
+        None,
+        None,
+        None,
+        Some(Timestamp::UNIX_EPOCH),
+        Some(Timestamp::MAX),
+    ]);
+    (matcher(), action(), mode, expires, any::<bool>()).prop_map(
+        |(matcher, action, mode, expires, waits)| Rule {
+            name: "".into(),
+            source: "".into(),
+            matcher,
+            action,
+            mode,
+            expires,
+            timeouts: waits.then(Arc::default),
+        },
+    )
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    (
+        prop::collection::vec(rule(), 0..6),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(mut rules, report, blocks)| {
+            for (at, rule) in rules.iter_mut().enumerate() {
+                rule.name = format!("r{at}").into();
+            }
+            let upstream = RouteSpec::Upstream {
+                proxy: Target::from_authority("proxy.example:8080").unwrap(),
+                credentials: None,
+            };
+            let default = if blocks {
+                Action::Block(Block::default())
+            } else {
+                Action::Route(ByScheme {
+                    http: RouteId(1),
+                    connect: RouteId(1),
+                })
+            };
+            Policy {
+                hash: "".into(),
+                report,
+                guards: Guards {
+                    report,
+                    ..Guards::default()
+                },
+                rules,
+                default: Rule {
+                    name: "default".into(),
+                    source: "".into(),
+                    matcher: Matcher::everything(),
+                    action: default,
+                    mode: Mode::Enforce,
+                    expires: None,
+                    timeouts: None,
+                },
+                routes: vec![
+                    Route {
+                        name: "direct".into(),
+                        spec: RouteSpec::Direct,
+                    },
+                    Route {
+                        name: "corp".into(),
+                        spec: upstream,
+                    },
+                ],
+                timeouts: Arc::default(),
+                pins: Vec::new(),
+            }
+        })
+}
+
+/// A request with all its facts, whether or not they are asked for.
+#[derive(Clone, Debug)]
+struct Asked {
+    client: Client,
+    target: Target,
+    is_connect: bool,
+    headers: HeaderMap,
+    addresses: Option<Vec<IpAddr>>,
+}
+
+impl Asked {
+    fn query<'a>(&'a self, addresses: Option<Lookup<'a>>) -> Query<'a> {
+        Query {
+            client: &self.client,
+            scheme: if self.is_connect {
+                Scheme::Connect
+            } else {
+                Scheme::Http
+            },
+            method: if self.is_connect {
+                &Method::CONNECT
+            } else {
+                &Method::GET
+            },
+            target: &self.target,
+            path: (!self.is_connect).then_some("/x?y"),
+            headers: (!self.is_connect).then_some(&self.headers),
+            addresses,
+            now: Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(1),
+        }
+    }
+
+    fn lookup(&self) -> Lookup<'_> {
+        self.addresses
+            .as_deref()
+            .map_or(Lookup::Failed, Lookup::Found)
+    }
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let address = prop::sample::select(vec!["10.1.2.3", "10.2.0.1", "192.0.2.7", "198.51.100.1"])
+        .prop_map(|ip| ip.parse::<IpAddr>().unwrap());
+    let addresses = prop::option::of(prop::collection::vec(address, 0..3));
+    let client = prop::sample::select(vec!["127.0.0.1:9", "192.0.2.9:9", "10.1.9.9:9"]);
+    let port = prop::sample::select(vec![80, 443, 25, 8080]);
+    (
+        prop::sample::select(&HOSTS[..]),
+        port,
+        client,
+        any::<bool>(),
+        any::<bool>(),
+        addresses,
+    )
+        .prop_map(
+            |(host, port, client, is_connect, is_bot, addresses)| Asked {
+                client: Client {
+                    peer: client.parse().unwrap(),
+                    local: "127.0.0.1:3128".parse().unwrap(),
+                    listener: "proxy".into(),
+                },
+                target: Target::new(Host::parse(host).unwrap(), port),
+                is_connect,
+                headers: is_bot
+                    .then(|| {
+                        (
+                            http::header::USER_AGENT,
+                            http::HeaderValue::from_static("a bot"),
+                        )
+                    })
+                    .into_iter()
+                    .collect(),
+                addresses,
+            },
+        )
+}
+
+/// What a decision comes to, in a form that compares.
+fn summary(decision: &Decision<'_>) -> String {
+    format!(
+        "{:?} {:?} {:?} {:?}",
+        decision.rule.map(|rule| &rule.name),
+        decision.verdict,
+        decision.would.map(|would| would.name().to_owned()),
+        decision.timeouts
+    )
+}
+
+/// Walks as the proxy does: the fact is fetched when it is asked for, and the same walk goes on.
+fn walk(policy: &Policy, asked: &Asked) -> (String, bool) {
+    let mut walk = Walk::default();
+    let mut looked_up = false;
+    loop {
+        let query = asked.query(looked_up.then(|| asked.lookup()));
+        match policy.step(&mut walk, &query) {
+            Step::Decided(decision) => return (summary(&decision), looked_up),
+            Step::Needs(Needs::Addresses) => {
+                assert!(!looked_up, "a fact is asked for once");
+                looked_up = true;
+            }
+        }
+    }
+}
+
+/// A matcher with the parts of each list turned round.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the others have no parts")]
+fn reversed(matcher: &Matcher) -> Matcher {
+    match matcher {
+        Matcher::All(parts) => Matcher::All(parts.iter().rev().map(reversed).collect()),
+        Matcher::Any(parts) => Matcher::Any(parts.iter().rev().map(reversed).collect()),
+        Matcher::Not(inner) => Matcher::Not(Box::new(reversed(inner))),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn an_explanation_reads_well_and_keeps_its_form() {
+    let rule = |name: &str, line: usize, matcher, action, mode| Rule {
+        name: name.into(),
+        source: format!("p.yaml:{line}").into(),
+        matcher,
+        action,
+        mode,
+        expires: None,
+        timeouts: None,
+    };
+    let direct = || {
+        Action::Route(ByScheme {
+            http: RouteId(0),
+            connect: RouteId(0),
+        })
+    };
+    let hosts =
+        |hosts: &[&str], domains: &[&str]| Matcher::Host(Hosts::new(hosts, domains).unwrap());
+    let all = |parts| Matcher::All(parts);
+    let block = Action::Block(Block {
+        reason: Some("not here".into()),
+        ..Block::default()
+    });
+    let mut policy = Policy {
+        hash: "0123456789ab".into(),
+        report: false,
+        guards: Guards::default(),
+        rules: vec![
+            rule(
+                "no_proxy",
+                2,
+                Matcher::NoProxy(Arc::new(NoProxy::parse("b.example", Dialect::Go))),
+                direct(),
+                Mode::Enforce,
+            ),
+            rule(
+                "web",
+                4,
+                all(vec![Matcher::Port(Ports::from_iter([
+                    80..=80,
+                    8000..=8999,
+                ]))]),
+                direct(),
+                Mode::Enforce,
+            ),
+            rule(
+                "inside",
+                5,
+                all(vec![hosts(&["git.example"], &["corp.example"])]),
+                direct(),
+                Mode::Enforce,
+            ),
+            rule(
+                "near",
+                6,
+                all(vec![Matcher::Ip(
+                    vec!["10.0.0.0/8".parse().unwrap()],
+                    Resolve::All,
+                )]),
+                direct(),
+                Mode::Enforce,
+            ),
+            rule(
+                "robots",
+                7,
+                all(vec![Matcher::Path(globset::GlobSet::empty())]),
+                block.clone(),
+                Mode::Enforce,
+            ),
+            rule("off", 8, all(vec![]), direct(), Mode::Off),
+            rule("trial", 9, all(vec![]), direct(), Mode::Report),
+            rule(
+                "upstream",
+                10,
+                all(vec![]),
+                Action::Route(ByScheme {
+                    http: RouteId(0),
+                    connect: RouteId(1),
+                }),
+                Mode::Enforce,
+            ),
+        ],
+        default: rule("default", 11, Matcher::everything(), block, Mode::Enforce),
+        routes: vec![
+            Route {
+                name: "direct".into(),
+                spec: RouteSpec::Direct,
+            },
+            Route {
+                name: "corp".into(),
+                spec: RouteSpec::Upstream {
+                    proxy: Target::from_authority("proxy.example:8080").unwrap(),
+                    credentials: Some(Secret::new("Basic s3cret")),
+                },
+            },
+        ],
+        timeouts: Arc::default(),
+        pins: Vec::new(),
+    };
+    let asked = Asked {
+        client: Client {
+            peer: "127.0.0.1:9".parse().unwrap(),
+            local: "127.0.0.1:3128".parse().unwrap(),
+            listener: "proxy".into(),
+        },
+        target: Target::from_authority("a.example:443").unwrap(),
+        is_connect: true,
+        headers: HeaderMap::new(),
+        addresses: Some(vec![
+            "10.0.0.1".parse().unwrap(),
+            "192.0.2.1".parse().unwrap(),
+        ]),
+    };
+    assert_eq!(explain(&policy, &asked.query(None)), Err(Needs::Addresses));
+    let explanation = explain(&policy, &asked.query(Some(asked.lookup()))).unwrap();
+    assert_eq!(
+        explanation.to_string(),
+        "\
+CONNECT a.example:443 from 127.0.0.1
+  goes through upstream corp (proxy.example:8080), by upstream (p.yaml:10)
+  in report mode: trial would have decided otherwise
+  looked up: 10.0.0.1, 192.0.2.1
+rules before it:
+  no_proxy  no NO_PROXY entry exempts a.example:443  (p.yaml:2)
+  web       port 443 is not 80 or 8000-8999  (p.yaml:4)
+  inside    host a.example is not in git.example, domain corp.example  (p.yaml:5)
+  near      every address of a.example (10.0.0.1, 192.0.2.1) is not in 10.0.0.0/8  (p.yaml:6)
+  robots    a tunnel does not show what it asks for  (p.yaml:7)
+  off       it is off  (p.yaml:8)
+  trial     it would decide, and is in report mode  (p.yaml:9)
+"
+    );
+    let json = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(json["schema"], "routecause.explain/1");
+    assert_eq!(
+        json["decision"],
+        serde_json::json!({
+            "action": "via", "rule": "upstream", "source": "p.yaml:10", "route": "corp",
+            "upstream": "proxy.example:8080", "would": "trial",
+        })
+    );
+    assert_eq!(
+        json["passed"][1],
+        serde_json::json!({"rule": "web", "source": "p.yaml:4", "why": "port 443 is not 80 or 8000-8999"})
+    );
+    assert_eq!(json["timeouts"]["connect_stagger"], "250ms");
+    assert_eq!(json["timeouts"]["first_byte"], "5m");
+    assert!(json.get("no_proxy").is_none() && !json.to_string().contains("s3cret"));
+
+    policy.rules.truncate(1);
+    let refused = explain(&policy, &asked.query(None)).unwrap();
+    assert!(
+        refused
+            .to_string()
+            .contains("is refused with 403, by default (p.yaml:11): not here"),
+        "{refused}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn explain_decides_what_the_walk_decides(policy in policy(), asked in asked()) {
+        let (walked, looked_up) = walk(&policy, &asked);
+        let query = asked.query(looked_up.then(|| asked.lookup()));
+        let explanation = explain(&policy, &query).expect("every fact is there");
+        let Step::Decided(decision) = policy.step(&mut Walk::default(), &query) else {
+            panic!("every fact is there");
+        };
+        prop_assert_eq!(&summary(&decision), &walked);
+        let action = match decision.verdict {
+            Verdict::Deny(_) => Does::Block,
+            Verdict::Route(RouteId::DIRECT) => Does::Direct,
+            Verdict::Route(_) => Does::Via,
+        };
+        prop_assert_eq!(explanation.decision.action, action);
+        if let Some(rule) = decision.rule {
+            prop_assert_eq!(&explanation.decision.rule, &*rule.name);
+        }
+        prop_assert_eq!(explanation.decision.would.as_deref(), decision.would.as_ref().map(Would::name));
+        // A rule is told of once, and the one that decided is not among those passed over, unless
+        // it is a default that only would have blocked.
+        let mut names: Vec<_> = explanation.passed.iter().map(|passed| &passed.rule).collect();
+        names.sort();
+        names.dedup();
+        prop_assert_eq!(names.len(), explanation.passed.len());
+        prop_assert!(explanation.passed.iter().all(|passed| !passed.why.is_empty()));
+    }
+
+    #[test]
+    fn the_order_of_conditions_does_not_matter(matcher in matcher(), asked in asked(), knows in any::<bool>()) {
+        let query = asked.query(knows.then(|| asked.lookup()));
+        prop_assert_eq!(matcher.judge(&query), reversed(&matcher).judge(&query));
+    }
+
+    #[test]
+    fn a_fact_that_comes_later_changes_nothing_that_was_known(matcher in matcher(), asked in asked()) {
+        let before = matcher.judge(&asked.query(None));
+        let after = matcher.judge(&asked.query(Some(asked.lookup())));
+        if !matches!(before, Truth::Unknown(_)) {
+            prop_assert_eq!(before, after);
+        }
+    }
+
+    #[test]
+    fn a_rule_that_lint_calls_shadowed_never_decides(policy in policy(), asked in prop::collection::vec(asked(), 20)) {
+        let now = Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        let shadowed: Vec<_> = lint::lint(&policy, now)
+            .into_iter()
+            .filter(|finding| finding.message.contains("can never decide"))
+            .map(|finding| format!("Some(\"r{}\") ", finding.rule))
+            .collect();
+        for asked in &asked {
+            let (decided, _) = walk(&policy, asked);
+            prop_assert!(!shadowed.iter().any(|rule| decided.starts_with(rule)), "{} {:?}", decided, asked);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! From a failure to what the client reads: reason phrase, `Proxy-Status`, record id, a short text.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VIA};
+use http::{Response, StatusCode};
+use hyper::ext::ReasonPhrase;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::failure::{Failure, chain, classify};
+use crate::net::upstream::UpstreamError;
+
+/// Names of ours in what the client reads.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// `server.name`: the name in `Proxy-Status`.
+    pub name: String,
+    /// `routecause-` and 8 hex digits, drawn at start: the name in Via.
+    pub pseudonym: String,
+}
+
+/// A response whose body is whole.
+pub type Whole = Response<Bytes>;
+
+/// The `Proxy-Status` field (RFC 9209).
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// The field with the record's id.
+pub const RECORD: HeaderName = HeaderName::from_static("x-routecause-record");
+const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+
+/// A reason phrase is kept below this, since some clients cut their message there.
+const MAX_REASON: usize = 120;
+
+/// The answer to a CONNECT whose tunnel stands.
+pub fn established(identity: &Identity) -> Whole {
+    let mut response = Response::new(Bytes::new());
+    response
+        .extensions_mut()
+        .insert(ReasonPhrase::from_static(b"Connection established"));
+    put(
+        response.headers_mut(),
+        VIA,
+        &format!("1.1 {}", identity.pseudonym),
+    );
+    response
+}
+
+/// What is told of a failure, as `application/problem+json` (RFC 9457).
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    hint: &'a str,
+    record: Uuid,
+}
+
+/// Whether a client takes `application/problem+json`, by its Accept fields.
+pub fn wants_json(accept: &[HeaderValue]) -> bool {
+    accept.iter().any(|accept| {
+        accept
+            .to_str()
+            .is_ok_and(|accept| accept.contains("application/problem+json"))
+    })
+}
+
+/// The answer to a request that failed.
+pub fn failure(
+    failure: &Failure,
+    id: Uuid,
+    route: Option<&str>,
+    is_json: bool,
+    identity: &Identity,
+) -> Whole {
+    let cause = classify(failure).id();
+    let status = failure.status().unwrap_or(StatusCode::BAD_GATEWAY);
+    let message = chain(failure);
+    let hint = failure.hint();
+    let via = route
+        .map(|route| format!(" via {route}"))
+        .unwrap_or_default();
+    let body = if is_json {
+        let problem = Problem {
+            r#type: "about:blank",
+            title: &cause,
+            status: status.as_u16(),
+            detail: &message,
+            hint: &hint,
+            record: id,
+        };
+        serde_json::to_vec(&problem).unwrap_or_default()
+    } else {
+        let name = &identity.name;
+        format!("{name}: {cause}{via}\n{message}\nhint: {hint}\nrecord: {id}\n").into_bytes()
+    };
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = status;
+    if let Ok(phrase) = ReasonPhrase::try_from(phrase(&format!("{cause}: {message}{via}"))) {
+        response.extensions_mut().insert(phrase);
+    }
+    let headers = response.headers_mut();
+    let content_type = if is_json {
+        "application/problem+json"
+    } else {
+        "text/plain; charset=utf-8"
+    };
+    put(headers, CONTENT_TYPE, content_type);
+    put(headers, NOSNIFF, "nosniff");
+    put(
+        headers,
+        PROXY_STATUS,
+        &proxy_status(failure, &message, identity),
+    );
+    put(headers, RECORD, &id.to_string());
+    put(headers, VIA, &format!("1.1 {}", identity.pseudonym));
+    if status == StatusCode::NOT_IMPLEMENTED || status == StatusCode::METHOD_NOT_ALLOWED {
+        put(headers, CONNECTION, "close");
+    }
+    response
+}
+
+/// Asks for the connection to be closed after an answer: what follows a refused CONNECT are the client's bytes for the
+/// target, not a request.
+pub fn close_after<B>(response: &mut Response<B>) {
+    put(response.headers_mut(), CONNECTION, "close");
+}
+
+/// A response as bytes, for a connection that HTTP has given up on.
+pub fn raw(response: &Whole) -> Vec<u8> {
+    let status = response.status();
+    let reason = response
+        .extensions()
+        .get::<ReasonPhrase>()
+        .map_or(&b"-"[..], ReasonPhrase::as_bytes);
+    let mut bytes = format!("HTTP/1.1 {} ", status.as_u16()).into_bytes();
+    bytes.extend_from_slice(reason);
+    for (name, value) in response.headers() {
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+    }
+    bytes.extend_from_slice(
+        format!(
+            "\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            response.body().len()
+        )
+        .as_bytes(),
+    );
+    bytes.extend_from_slice(response.body());
+    bytes
+}
+
+fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String {
+    let name = &identity.name;
+    let is_token = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '*')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&b));
+    let mut field = if is_token { name.clone() } else { quoted(name) };
+    if let Some(error) = classify(failure).proxy_status() {
+        field.push_str("; error=");
+        field.push_str(error);
+    }
+    if let Failure::Upstream {
+        error: UpstreamError::Refused(reply),
+        ..
+    } = failure
+    {
+        let _ = write!(field, "; received-status={}", reply.status.as_u16());
+    }
+    if let Failure::Resolve(error) = failure
+        && let Some(rcode) = error.response_code()
+    {
+        let _ = write!(field, "; rcode={}", quoted(&rcode));
+    }
+    let details = format!("{}: {message}", classify(failure));
+    let _ = write!(field, "; details={}", quoted(&details));
+    field
+}
+
+/// A string of RFC 9651: printable ASCII, quotes and backslashes escaped.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in printable(text).chars() {
+        if c == '"' || c == '\\' {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn phrase(text: &str) -> Vec<u8> {
+    let mut text = printable(text);
+    if text.len() > MAX_REASON {
+        text.truncate(MAX_REASON - 3);
+        text.push_str("...");
+    }
+    text.into_bytes()
+}
+
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_ascii_graphic() || c == ' ' {
+                c
+            } else {
+                '?'
+            }
+        })
+        .collect()
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,355 @@
+//! Carries bytes both ways between a client and a server until both have ended, and says who ended it.
+//!
+//! A tunnel in which nothing moves holds no buffer: bytes are read into a scratch of the thread and
+//! written on at once; only what the other side did not take is kept, and nothing more is read
+//! until that is gone.
+
+mod meter;
+mod way;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+pub use self::meter::Meter;
+use self::way::{Fault, Way, with_scratch};
+
+/// How long a relay may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// No byte in either direction.
+    pub idle: Duration,
+    /// The same once one side has ended its direction; never more than `idle`.
+    pub half_closed_idle: Duration,
+}
+
+/// Bytes that were read before the relay began; each side gets its part first.
+#[derive(Clone, Debug, Default)]
+pub struct Early {
+    /// What the client sent behind its CONNECT.
+    pub from_client: Bytes,
+    /// What came behind the upstream's reply.
+    pub from_server: Bytes,
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct End {
+    /// The first event that led to the end.
+    pub reason: Reason,
+    /// How the client's connection ended.
+    pub client: Close,
+    /// How the server's connection ended.
+    pub server: Close,
+    /// From the last byte, either way, to the event of `reason`.
+    pub idle: Duration,
+    /// The silence before the first of those bytes of the client that no byte of the server
+    /// followed; zero if there are none. A device that forgot an idle connection shows here.
+    pub idle_before: Duration,
+}
+
+/// The first event that led to a relay's end. What follows from it (a reset behind a FIN, a broken
+/// pipe behind a reset) does not change it.
+#[derive(Debug)]
+pub enum Reason {
+    /// The client ended first, in order.
+    ClientFin,
+    /// The server ended first, in order.
+    ServerFin,
+    /// Both ended, in order, and which was first cannot be told.
+    BothFin,
+    /// The client's connection was reset.
+    ClientReset(io::Error),
+    /// The server's connection was reset.
+    ServerReset(io::Error),
+    /// The client's connection failed in another way.
+    ClientError(io::Error),
+    /// The server's connection failed in another way: `ETIMEDOUT`, `EHOSTUNREACH`.
+    ServerError(io::Error),
+    /// Nothing moved for so long.
+    Idle {
+        /// The limit that held.
+        after: Duration,
+    },
+}
+
+/// How one connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// The peer ended its direction.
+    Fin,
+    /// The peer reset it, before or behind its FIN.
+    Rst,
+    /// The kernel gave it up.
+    Timeout,
+    /// We end it.
+    Local,
+}
+
+impl Close {
+    /// Whether the connection was lost rather than ended.
+    pub fn is_broken(self) -> bool {
+        matches!(self, Self::Rst | Self::Timeout)
+    }
+
+    /// The word in the record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fin => "fin",
+            Self::Rst => "rst",
+            Self::Timeout => "timeout",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Carries bytes between `client` and `server` until both directions have ended, a connection
+/// fails, or nothing moves for too long.
+///
+/// The end of one direction is passed on as a shutdown of the other side's writing, and the other
+/// direction goes on. After a failure of the server's connection what it had sent before is still
+/// brought to the client. Neither connection is closed: where [`End`] says that one was reset, be it
+/// behind a FIN, it is the caller's to reset the other.
+///
+/// Limits: of a side that is not read, because the other does not take what it sent, a reset is
+/// seen only once its bytes are gone. Dropping the future ends nothing; `meter` keeps the counts.
+pub async fn relay<A, B>(
+    client: &mut A,
+    server: &mut B,
+    early: Early,
+    limits: &Limits,
+    meter: &Meter,
+) -> End
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let now = Instant::now();
+    if !early.from_server.is_empty() {
+        meter.server_spoke(now);
+    }
+    let mut relay = Relay {
+        up: Way::new(early.from_client),
+        down: Way::new(early.from_server),
+        limits,
+        meter,
+        last_byte: now,
+        clock: now,
+        has_unanswered: false,
+        idle_before: Duration::ZERO,
+        verdict: None,
+        client: None,
+        server: None,
+    };
+    let mut timer = pin!(sleep_until(now + limits.idle));
+    poll_fn(|cx| relay.poll(cx, client, server, timer.as_mut())).await
+}
+
+struct Relay<'a> {
+    /// From the client to the server.
+    up: Way,
+    /// From the server to the client.
+    down: Way,
+    limits: &'a Limits,
+    meter: &'a Meter,
+    last_byte: Instant,
+    /// What the idle limit counts from: the last byte or FIN.
+    clock: Instant,
+    has_unanswered: bool,
+    idle_before: Duration,
+    /// The first event, and the silence before it.
+    verdict: Option<(Reason, Duration)>,
+    client: Option<Close>,
+    server: Option<Close>,
+}
+
+impl Relay<'_> {
+    fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut A,
+        server: &mut B,
+        timer: Pin<&mut Sleep>,
+    ) -> Poll<End>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (up, down) = with_scratch(|scratch| {
+            let up = self.up.poll(cx, client, server, scratch);
+            if let Poll::Ready(Err(Fault::Write(_))) = up {
+                // The write took the connection's error with it: what the server's side reads as
+                // its end now is none.
+                self.down.keep_end();
+            }
+            (up, self.down.poll(cx, server, client, scratch))
+        });
+        let (sent, received) = (self.up.take_moved(), self.down.take_moved());
+        if sent.is_some() || received.is_some() {
+            self.note_bytes(sent, received, Instant::now());
+        }
+        let mut is_over = false;
+        if let Poll::Ready(Err(fault)) = up {
+            is_over |= self.note_fault(fault, Side::Client, Side::Server);
+        }
+        self.note_ends();
+        if let Poll::Ready(Err(fault)) = down {
+            is_over |= self.note_fault(fault, Side::Server, Side::Client);
+        }
+        if is_over || self.up.is_done() && self.down.is_done() {
+            return Poll::Ready(self.end());
+        }
+        self.poll_idle(cx, timer)
+    }
+
+    fn note_bytes(&mut self, sent: Option<u64>, received: Option<u64>, now: Instant) {
+        if sent.is_some() && !self.has_unanswered {
+            self.idle_before = now - self.last_byte;
+            self.has_unanswered = true;
+        }
+        if received.is_some() {
+            self.idle_before = Duration::ZERO;
+            self.has_unanswered = false;
+            self.meter.server_spoke(now);
+        }
+        (self.last_byte, self.clock) = (now, now);
+        self.meter
+            .moved(sent.unwrap_or_default(), received.unwrap_or_default());
+    }
+
+    fn note_ends(&mut self) {
+        let client_ends = self.up.has_ended() && self.client.is_none();
+        let server_ends = self.down.has_ended() && self.server.is_none();
+        let reason = match (client_ends, server_ends) {
+            (false, false) => return,
+            (true, false) => Reason::ClientFin,
+            (false, true) => Reason::ServerFin,
+            (true, true) => Reason::BothFin,
+        };
+        if client_ends {
+            self.client = Some(Close::Fin);
+        }
+        if server_ends {
+            self.server = Some(Close::Fin);
+        }
+        self.clock = Instant::now();
+        self.settle(reason);
+    }
+
+    /// Notes a failure of a way that reads from `reader` and writes to `writer`; says whether the
+    /// relay is over.
+    fn note_fault(&mut self, fault: Fault, reader: Side, writer: Side) -> bool {
+        let (side, error) = match fault {
+            Fault::Read(error) => (reader, error),
+            Fault::Write(error) => (writer, error),
+        };
+        let close = close_of(&error);
+        let is_reset = close == Close::Rst;
+        match side {
+            Side::Client => {
+                self.client = Some(close);
+                self.settle(if is_reset {
+                    Reason::ClientReset(error)
+                } else {
+                    Reason::ClientError(error)
+                });
+                true
+            }
+            Side::Server => {
+                self.server = Some(close);
+                self.settle(if is_reset {
+                    Reason::ServerReset(error)
+                } else {
+                    Reason::ServerError(error)
+                });
+                // A write to the server has failed: what it said before that, such as a TLS alert,
+                // may still be unread. A read has failed: there is no more.
+                self.up.abandon();
+                self.down.keep_end();
+                self.clock = Instant::now();
+                reader == Side::Server || self.down.is_done()
+            }
+        }
+    }
+
+    fn settle(&mut self, reason: Reason) {
+        if self.verdict.is_none() {
+            self.verdict = Some((reason, self.last_byte.elapsed()));
+        }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
+        let limit = if self.client.is_none() && self.server.is_none() {
+            self.limits.idle
+        } else {
+            self.limits.idle.min(self.limits.half_closed_idle)
+        };
+        let due = self.clock + limit;
+        // The timer is set again when it fires too early or the limit has become shorter, never for
+        // a byte.
+        if due < timer.deadline() {
+            timer.as_mut().reset(due);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= due {
+                // After a failure this only ends the bringing of what is left.
+                if !matches!(
+                    self.verdict,
+                    Some((Reason::ServerReset(_) | Reason::ServerError(_), _))
+                ) {
+                    let idle = self.last_byte.elapsed();
+                    self.verdict = Some((Reason::Idle { after: limit }, idle));
+                }
+                return Poll::Ready(self.end());
+            }
+            timer.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+
+    fn end(&mut self) -> End {
+        let (reason, idle) = self
+            .verdict
+            .take()
+            .unwrap_or((Reason::BothFin, Duration::ZERO));
+        End {
+            reason,
+            client: self.client.unwrap_or(Close::Local),
+            server: self.server.unwrap_or(Close::Local),
+            idle,
+            idle_before: self.idle_before,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+fn close_of(error: &io::Error) -> Close {
+    match error.raw_os_error() {
+        Some(libc::ECONNRESET | libc::EPIPE) => Close::Rst,
+        // What a retransmission that is given up ends with; an ICMP message on the way names it.
+        Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => Close::Timeout,
+        Some(_) => Close::Local,
+        None if matches!(
+            error.kind(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+        ) =>
+        {
+            Close::Rst
+        }
+        None => Close::Local,
+    }
+}
+
+#[cfg(test)]
+mod tests;

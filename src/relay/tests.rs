@@ -1,0 +1,366 @@
+//! What a relay promises, over pipes and paused time, and over real sockets where a reset is needed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+use crate::net::socket::Socket;
+use crate::net::socket::tests::pair;
+
+const LIMITS: Limits = Limits {
+    idle: Duration::from_mins(5),
+    half_closed_idle: Duration::from_mins(1),
+};
+
+/// Ends a test that hangs: longer than any wait of the tests, in paused time, and short in real time.
+async fn in_time<T>(limit: Duration, test: impl Future<Output = T>) -> T {
+    timeout(limit, test).await.expect("the test hangs")
+}
+
+const PAUSED: Duration = Duration::from_hours(10);
+const REAL: Duration = Duration::from_secs(10);
+
+/// The far ends of a relay: the client's and the server's.
+struct Ends {
+    client: DuplexStream,
+    server: DuplexStream,
+}
+
+/// A relay between two pipes, ready to run.
+fn pipes(capacity: usize) -> (Ends, impl Future<Output = (End, Meter)>) {
+    let (client, mut near) = duplex(capacity);
+    let (server, mut far) = duplex(capacity);
+    let running = async move {
+        let meter = Meter::new();
+        let end = relay(&mut near, &mut far, Early::default(), &LIMITS, &meter).await;
+        (end, meter)
+    };
+    (Ends { client, server }, running)
+}
+
+async fn read_all(stream: &mut DuplexStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_direction_ends_by_itself() {
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        ends.client.write_all(b"request").await.unwrap();
+        ends.client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut ends.server).await, "request");
+        sleep(Duration::from_secs(50)).await;
+        ends.server.write_all(b"answer").await.unwrap();
+        drop(ends.server);
+        assert_eq!(read_all(&mut ends.client).await, "answer");
+    };
+    let ((end, meter), ()) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert!(matches!(end.reason, Reason::ClientFin), "{end:?}");
+    assert_eq!((end.client, end.server), (Close::Fin, Close::Fin));
+    assert_eq!((meter.up(), meter.down()), (7, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_bytes_come_first() {
+    let (mut client, mut near) = duplex(16);
+    let (mut server, mut far) = duplex(16);
+    let early = Early {
+        from_client: Bytes::from_static(b"hello "),
+        from_server: Bytes::from_static(b"220 mail "),
+    };
+    let meter = Meter::new();
+    let talk = async {
+        let up = async {
+            client.write_all(b"there").await.unwrap();
+            client.shutdown().await.unwrap();
+            read_all(&mut client).await
+        };
+        let down = async {
+            server.write_all(b"ready").await.unwrap();
+            server.shutdown().await.unwrap();
+            read_all(&mut server).await
+        };
+        tokio::join!(up, down)
+    };
+    let (end, heard) = in_time(PAUSED, async {
+        tokio::join!(relay(&mut near, &mut far, early, &LIMITS, &meter), talk)
+    })
+    .await;
+    assert_eq!(
+        heard,
+        ("220 mail ready".to_owned(), "hello there".to_owned())
+    );
+    assert_eq!((meter.up(), meter.down()), (11, 14));
+    assert!(matches!(
+        end.reason,
+        Reason::ClientFin | Reason::ServerFin | Reason::BothFin
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_for_the_idle_limit_ends_a_relay() {
+    let started = Instant::now();
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        sleep(Duration::from_secs(299)).await;
+        ends.client.write_all(b"still here").await.unwrap();
+        ends
+    };
+    let ((end, meter), _open) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert!(
+        matches!(end.reason, Reason::Idle { after } if after == LIMITS.idle),
+        "{end:?}"
+    );
+    assert_eq!(started.elapsed().as_secs(), 299 + 300);
+    assert_eq!((end.client, end.server), (Close::Local, Close::Local));
+    assert_eq!(end.idle, LIMITS.idle);
+    assert_eq!(meter.up(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn either_direction_keeps_the_other_alive() {
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        for _ in 0..10 {
+            sleep(Duration::from_secs(290)).await;
+            ends.server.write_all(b"x").await.unwrap();
+        }
+        drop(ends.server);
+        assert_eq!(read_all(&mut ends.client).await, "xxxxxxxxxx");
+        drop(ends.client);
+    };
+    let ((end, _), ()) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert!(matches!(end.reason, Reason::ServerFin), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_one_fin_the_limit_is_the_shorter_one() {
+    let started = Instant::now();
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        sleep(Duration::from_secs(10)).await;
+        ends.client.shutdown().await.unwrap();
+        ends
+    };
+    let ((end, _), _open) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert!(
+        matches!(end.reason, Reason::Idle { after } if after == LIMITS.half_closed_idle),
+        "{end:?}"
+    );
+    assert_eq!(started.elapsed().as_secs(), 10 + 60);
+    assert_eq!((end.client, end.server), (Close::Fin, Close::Local));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_side_that_does_not_read_holds_the_other_back() {
+    let (mut ends, running) = pipes(1024);
+    let mut written = 0;
+    let talk = async {
+        loop {
+            tokio::select! {
+                biased;
+                count = ends.server.write(&[7; 512]) => written += count.unwrap(),
+                () = sleep(Duration::from_secs(1)) => break,
+            }
+        }
+        // Two pipes and one chunk in between: nothing more is taken in.
+        assert!(written <= 2 * 1024 + way::CHUNK, "{written}");
+        drop(ends.server);
+        let mut all = Vec::new();
+        ends.client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), written);
+        drop(ends.client);
+    };
+    in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+}
+
+/// Two ends of a connection over loopback.
+async fn connection() -> (TcpStream, Socket) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "a peer of the test's own")]
+    let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (far.unwrap(), Socket::new(near.unwrap().0).unwrap())
+}
+
+fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+#[tokio::test]
+async fn who_reset_the_tunnel_is_told() {
+    for is_client in [true, false] {
+        let (client, mut near) = connection().await;
+        let (server, mut far) = connection().await;
+        let meter = Meter::new();
+        let talk = async {
+            let (gone, left) = if is_client {
+                (client, server)
+            } else {
+                (server, client)
+            };
+            reset(gone);
+            left
+        };
+        let (end, _) = in_time(REAL, async {
+            tokio::join!(
+                relay(&mut near, &mut far, Early::default(), &LIMITS, &meter),
+                talk
+            )
+        })
+        .await;
+        let told = (
+            matches!(end.reason, Reason::ClientReset(_)),
+            matches!(end.reason, Reason::ServerReset(_)),
+        );
+        assert_eq!(told, (is_client, !is_client), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_said_before_its_reset_still_arrives() {
+    let (mut client, mut near) = connection().await;
+    let (mut server, mut far) = connection().await;
+    let meter = Meter::new();
+    let talk = async {
+        server.write_all(b"alert").await.unwrap();
+        let mut heard = [0; 5];
+        client.read_exact(&mut heard).await.unwrap();
+        reset(server);
+        heard
+    };
+    let (end, heard) = in_time(REAL, async {
+        tokio::join!(
+            relay(&mut near, &mut far, Early::default(), &LIMITS, &meter),
+            talk
+        )
+    })
+    .await;
+    assert_eq!(&heard, b"alert");
+    assert!(matches!(end.reason, Reason::ServerReset(_)), "{end:?}");
+    assert_eq!((end.server, meter.down()), (Close::Rst, 5));
+}
+
+#[tokio::test]
+async fn megabytes_pass_both_ways_at_once_unharmed() {
+    const SIZE: usize = 4 << 20;
+    let (client, mut near) = connection().await;
+    let (server, mut far) = connection().await;
+    let meter = Meter::new();
+    let side = async |stream: TcpStream, seed: u8| {
+        let sent: Vec<u8> = (0..SIZE)
+            .map(|at| u8::try_from(at % 251).unwrap().wrapping_add(seed))
+            .collect();
+        let (mut read, mut write) = stream.into_split();
+        let mut heard = Vec::new();
+        let (wrote, _) = tokio::join!(
+            async {
+                write.write_all(&sent).await?;
+                write.shutdown().await
+            },
+            read.read_to_end(&mut heard)
+        );
+        wrote.unwrap();
+        (sent, heard)
+    };
+    let ((), (from_client, to_client), (from_server, to_server)) = in_time(REAL, async {
+        tokio::join!(
+            async {
+                relay(&mut near, &mut far, Early::default(), &LIMITS, &meter).await;
+            },
+            side(client, 1),
+            side(server, 2)
+        )
+    })
+    .await;
+    assert!(from_client == to_server && from_server == to_client);
+    assert_eq!((meter.up(), meter.down()), (SIZE as u64, SIZE as u64));
+}
+
+#[tokio::test]
+async fn a_dropped_relay_leaves_its_counts() {
+    let (mut client, mut near) = duplex(64);
+    let (mut server, mut far) = duplex(64);
+    let meter = Meter::new();
+    let run = relay(&mut near, &mut far, Early::default(), &LIMITS, &meter);
+    let talk = async {
+        client.write_all(b"abc").await.unwrap();
+        let mut heard = [0; 3];
+        server.read_exact(&mut heard).await.unwrap();
+    };
+    tokio::select! {
+        _ = run => panic!("it ended"),
+        () = talk => {}
+    }
+    assert_eq!((meter.up(), meter.down()), (3, 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn bytes_keep_their_order_however_they_are_cut(
+        up in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..600), 0..8),
+        down in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..600), 0..8),
+        capacity in 1_usize..300,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (ends, running) = pipes(capacity);
+            let side = async |stream: DuplexStream, chunks: &Vec<Vec<u8>>| {
+                let (mut read, mut write) = tokio::io::split(stream);
+                let mut heard = Vec::new();
+                let (heard_all, ()) = tokio::join!(read.read_to_end(&mut heard), async {
+                    for chunk in chunks {
+                        write.write_all(chunk).await.unwrap();
+                    }
+                    write.shutdown().await.unwrap();
+                });
+                heard_all.unwrap();
+                heard
+            };
+            let ((_, meter), to_client, to_server) =
+                tokio::join!(running, side(ends.client, &up), side(ends.server, &down));
+            assert_eq!((to_server, to_client), (up.concat(), down.concat()));
+            assert_eq!(meter.up(), up.concat().len() as u64);
+        });
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_said_before_its_reset_arrives_without_a_fin() {
+    let (mut client, near) = pair().await;
+    let (far, mut server) = pair().await;
+    let mut held = near.clone();
+    client.write_all(b"never read").await.unwrap();
+    server.write_all(b"alert").await.unwrap();
+    // The server's reset is here before the relay begins: its first write meets it.
+    server.reset_on_close().unwrap();
+    drop(server);
+    far.reset().await;
+    let (mut near, mut far) = (near, far);
+    let meter = Meter::new();
+    let end = relay(&mut near, &mut far, Early::default(), &LIMITS, &meter).await;
+    assert!(matches!(end.reason, Reason::ServerReset(_)), "{end:?}");
+    assert_eq!((end.client, end.server), (Close::Local, Close::Rst));
+    let mut five = [0; 5];
+    client.read_exact(&mut five).await.unwrap();
+    assert_eq!(&five, b"alert");
+    // No end was passed on: the caller may still make it a reset.
+    held.write_all(b"!").await.unwrap();
+    held.reset_on_close().unwrap();
+    drop((near, held));
+    assert_eq!(client.read_u8().await.unwrap(), b'!');
+    let error = client.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}

@@ -1,0 +1,173 @@
+//! One direction of a relay.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// One read. TLS records are about this long, and it is what a side that does not read costs.
+pub(super) const CHUNK: usize = 16 * 1024;
+
+/// So many reads are done in a row before the task gives way to others.
+const READS_PER_POLL: usize = 16;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends the thread's scratch buffer. It is taken out meanwhile, so a relay inside a relay is safe
+/// (it gets its own).
+pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut scratch = SCRATCH.take();
+    scratch.resize(CHUNK, 0);
+    let result = work(&mut scratch);
+    SCRATCH.set(scratch);
+    result
+}
+
+/// Which end of a way failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Bytes from a reader to a writer, and its end behind them.
+#[derive(Debug)]
+pub(super) struct Way {
+    /// Read and not yet written.
+    rest: Bytes,
+    stage: Stage,
+    needs_flush: bool,
+    /// The end is not to be passed on.
+    keeps_end: bool,
+    has_moved: bool,
+    written: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Flowing,
+    /// The reader has ended; the rest and the end are still to be written.
+    Ended,
+    Done,
+    /// There is nobody to write to.
+    Abandoned,
+}
+
+impl Way {
+    /// A way that begins with `early`.
+    pub(super) fn new(early: Bytes) -> Self {
+        Self {
+            rest: early,
+            stage: Stage::Flowing,
+            needs_flush: false,
+            keeps_end: false,
+            has_moved: false,
+            written: 0,
+        }
+    }
+
+    /// Whether the reader has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.stage, Stage::Ended | Stage::Done)
+    }
+
+    /// Whether there is nothing left to do.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done | Stage::Abandoned)
+    }
+
+    /// Gives the way up: there is nobody to write to.
+    pub(super) fn abandon(&mut self) {
+        self.rest = Bytes::new();
+        self.stage = Stage::Abandoned;
+    }
+
+    /// From now on the reader's end is not passed on.
+    pub(super) fn keep_end(&mut self) {
+        self.keeps_end = true;
+    }
+
+    /// How many bytes were written since the last call; `None` if none were even read.
+    pub(super) fn take_moved(&mut self) -> Option<u64> {
+        let written = std::mem::take(&mut self.written);
+        std::mem::take(&mut self.has_moved).then_some(written)
+    }
+
+    /// Carries what can be carried now; `Ready` when the way is done or has failed.
+    pub(super) fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        scratch: &mut [u8],
+    ) -> Poll<Result<(), Fault>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut writer = Pin::new(writer);
+        for _ in 0..READS_PER_POLL {
+            while !self.rest.is_empty() {
+                let result = ready!(writer.as_mut().poll_write(cx, &self.rest));
+                let n = self.wrote(result)?;
+                self.rest.advance(n);
+                if self.rest.is_empty() {
+                    self.rest = Bytes::new();
+                }
+            }
+            match self.stage {
+                Stage::Done | Stage::Abandoned => return Poll::Ready(Ok(())),
+                Stage::Ended => {
+                    if !self.keeps_end {
+                        ready!(writer.as_mut().poll_shutdown(cx)).map_err(Fault::Write)?;
+                    }
+                    self.stage = Stage::Done;
+                    return Poll::Ready(Ok(()));
+                }
+                Stage::Flowing => {}
+            }
+            let mut buffer = ReadBuf::new(scratch);
+            if Pin::new(&mut *reader)
+                .poll_read(cx, &mut buffer)
+                .map_err(Fault::Read)?
+                .is_pending()
+            {
+                if self.needs_flush {
+                    ready!(writer.as_mut().poll_flush(cx)).map_err(Fault::Write)?;
+                    self.needs_flush = false;
+                }
+                return Poll::Pending;
+            }
+            let mut data = buffer.filled();
+            if data.is_empty() {
+                self.stage = Stage::Ended;
+                continue;
+            }
+            self.has_moved = true;
+            if let Poll::Ready(result) = writer.as_mut().poll_write(cx, data) {
+                data.advance(self.wrote(result)?);
+            }
+            self.rest = Bytes::copy_from_slice(data);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn wrote(&mut self, result: io::Result<usize>) -> Result<usize, Fault> {
+        match result {
+            Ok(0) => Err(Fault::Write(io::ErrorKind::WriteZero.into())),
+            Ok(n) => {
+                self.has_moved = true;
+                self.needs_flush = true;
+                self.written += n as u64;
+                Ok(n)
+            }
+            Err(error) => Err(Fault::Write(error)),
+        }
+    }
+}

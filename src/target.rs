@@ -1,0 +1,525 @@
+//! What was asked for: a host and a port in one canonical form, made before anything looks at it.
+//!
+//! Rules, `NO_PROXY`, guards, dial, pool and record all see this one form, so that no spelling of a
+//! name or an address slips past a rule.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use http::Uri;
+
+/// The longest request target that is looked at, in bytes; longer ones are answered with 414.
+pub const MAX_TARGET: usize = 16 * 1024;
+
+/// A canonical host: a lower-case A-label name without trailing dot, or an address.
+///
+/// A v4-mapped IPv6 address is the IPv4 address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Host {
+    /// A DNS name in its canonical form.
+    Name(Arc<str>),
+    /// An address literal.
+    Ip(IpAddr),
+}
+
+/// A canonical host and port. Prints as an authority: `name:443`, `192.0.2.1:80`, `[2001:db8::1]:443`.
+///
+/// The zone of an IPv6 literal (`%eth0`) takes no part in matching or comparing; only the dial uses it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The host in canonical form.
+    pub host: Host,
+    /// The port, 1 to 65535.
+    pub port: u16,
+    /// The zone of a scoped IPv6 literal: an interface name or index.
+    pub zone: Option<Arc<str>>,
+}
+
+/// Why a request target was refused with 400. None of these reaches a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// CONNECT names no port.
+    #[error("CONNECT to {0:?} names no port; write host:port")]
+    MissingPort(String),
+    /// The port is no number from 1 to 65535, or is spelled with a sign or over five digits.
+    #[error("port {0:?} is not a number from 1 to 65535")]
+    BadPort(String),
+    /// There is no host before the port.
+    #[error("the host is empty")]
+    EmptyHost,
+    /// A user name stands before the host.
+    #[error("a user name in the target is refused")]
+    Userinfo,
+    /// The host is an address in a spelling that only some resolvers read as one.
+    #[error("host {0:?} is a legacy spelling of an IPv4 address; write four decimal numbers")]
+    LegacyIpv4(String),
+    /// The host is neither a valid name nor an address.
+    #[error("host {0:?} is neither a valid name nor an address")]
+    BadHost(String),
+    /// CONNECT with something else than `host:port`.
+    #[error("CONNECT takes host:port, and neither a URL nor a path")]
+    NotAuthority,
+    /// A request for this server itself, as an origin gets it.
+    #[error(
+        "this is a proxy: the request line must hold the whole URL, as in GET http://host/path"
+    )]
+    NotAbsolute,
+    /// A scheme that is not forwarded.
+    #[error("scheme {0:?} is not forwarded; http goes by absolute URL, all else by CONNECT")]
+    Scheme(String),
+    /// The Host header names another host than the URL.
+    #[error("the Host header {header:?} does not agree with the target {target}")]
+    HostMismatch {
+        /// The header's value.
+        header: String,
+        /// The request's target.
+        target: String,
+    },
+    /// No Host header in an HTTP/1.1 request, or more than one.
+    #[error("an HTTP/1.1 request needs exactly one Host header, not {0}")]
+    HostCount(usize),
+}
+
+impl Host {
+    /// Parses a host as it stands in a URL or an authority: a name, an IPv4 address, or an IPv6
+    /// address with or without brackets.
+    ///
+    /// U-labels become A-labels (UTS 46, non-transitional); case and one trailing dot are dropped.
+    ///
+    /// # Errors
+    /// [`TargetError::LegacyIpv4`] for spellings such as `127.1`, `0x7f.1`, `2130706433`, `010.0.0.1`;
+    /// [`TargetError::EmptyHost`]; [`TargetError::BadHost`] for anything else that is no host.
+    pub fn parse(text: &str) -> Result<Self, TargetError> {
+        Ok(split_zone(text)?.0)
+    }
+
+    /// The name, if it is one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Ip(_) => None,
+        }
+    }
+
+    /// The address, if it is a literal.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Name(_) => None,
+            Self::Ip(ip) => Some(*ip),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Ip(ip) => ip.fmt(f),
+        }
+    }
+}
+
+impl Target {
+    /// Makes a target from parts that are canonical already.
+    pub fn new(host: Host, port: u16) -> Self {
+        Self {
+            host,
+            port,
+            zone: None,
+        }
+    }
+
+    /// Parses `host:port`, the authority form of CONNECT (RFC 9112, section 3.2.3).
+    pub fn from_authority(text: &str) -> Result<Self, TargetError> {
+        let (host, port) = split_authority(text)?;
+        let port = port.ok_or_else(|| TargetError::MissingPort(clip(text)))?;
+        Self::from_parts(host, port)
+    }
+
+    /// Parses the target of a CONNECT request as hyper hands it over.
+    pub fn from_connect(uri: &Uri) -> Result<Self, TargetError> {
+        match uri.authority() {
+            Some(authority) if uri.scheme().is_none() && uri.path_and_query().is_none() => {
+                Self::from_authority(authority.as_str())
+            }
+            Some(authority) if authority.as_str().contains('@') => Err(TargetError::Userinfo),
+            _ => Err(TargetError::NotAuthority),
+        }
+    }
+
+    /// Parses the target of an absolute-form request (RFC 9112, section 3.2.2); the port defaults to 80.
+    pub fn from_absolute(uri: &Uri) -> Result<Self, TargetError> {
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(TargetError::NotAbsolute);
+        };
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(TargetError::Scheme(clip(scheme)));
+        }
+        let (host, port) = split_authority(authority.as_str())?;
+        Self::from_parts(host, port.unwrap_or("80"))
+    }
+
+    /// Whether a Host header's value names this target, `port` being the scheme's default.
+    pub fn agrees_with(&self, header: &str, default_port: u16) -> bool {
+        let Ok((host, port)) = split_authority(header) else {
+            return false;
+        };
+        let port = match port {
+            Some(port) => parse_port(port),
+            None => Ok(default_port),
+        };
+        Host::parse(host).is_ok_and(|host| host == self.host)
+            && port.is_ok_and(|port| port == self.port)
+    }
+
+    fn from_parts(host: &str, port: &str) -> Result<Self, TargetError> {
+        let port = parse_port(port)?;
+        let (host, zone) = split_zone(host)?;
+        Ok(Self { host, port, zone })
+    }
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.host, self.port) == (&other.host, other.port)
+    }
+}
+
+impl Eq for Target {}
+
+impl std::hash::Hash for Target {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (&self.host, self.port).hash(state);
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
+            Host::Ip(IpAddr::V4(ip)) => write!(f, "{ip}:{}", self.port),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// The address itself, or the IPv4 address that a v4-mapped one holds.
+pub fn canonical_ip(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
+    }
+}
+
+/// Splits `host:port`, `[v6]:port`, `host`, `[v6]`. A bare IPv6 address has no port.
+fn split_authority(text: &str) -> Result<(&str, Option<&str>), TargetError> {
+    if text.contains('@') {
+        return Err(TargetError::Userinfo);
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (_, behind) = rest
+            .split_once(']')
+            .ok_or_else(|| TargetError::BadHost(clip(text)))?;
+        let host = &text[..text.len() - behind.len()];
+        return match behind.strip_prefix(':') {
+            Some("") => Ok((host, None)),
+            Some(port) => Ok((host, Some(port))),
+            None if behind.is_empty() => Ok((host, None)),
+            None => Err(TargetError::BadHost(clip(text))),
+        };
+    }
+    match text.rsplit_once(':') {
+        Some((host, _)) if host.contains(':') && text.parse::<Ipv6Addr>().is_ok() => {
+            Ok((text, None))
+        }
+        // A colon without a port is the default port (RFC 3986, section 3.2.3).
+        Some((host, "")) if !host.contains(':') => Ok((host, None)),
+        Some((host, port)) if !host.contains(':') => Ok((host, Some(port))),
+        Some((host, _)) => Err(TargetError::BadHost(clip(host))),
+        None => Ok((text, None)),
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, TargetError> {
+    // `u16::from_str` takes a leading plus sign, which other readers of the same line do not.
+    let digits = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        Ok(port) if digits && port > 0 => Ok(port),
+        _ => Err(TargetError::BadPort(clip(text))),
+    }
+}
+
+/// Canonicalises a host and keeps the zone of an IPv6 literal apart (RFC 6874: `%25` in a URL, `%` elsewhere).
+fn split_zone(text: &str) -> Result<(Host, Option<Arc<str>>), TargetError> {
+    let bad = || TargetError::BadHost(clip(text));
+    let inner = match text.strip_prefix('[') {
+        Some(rest) => Some(rest.strip_suffix(']').ok_or_else(bad)?),
+        None if text.contains(':') => Some(text),
+        None => None,
+    };
+    let Some(inner) = inner else {
+        return Ok((parse_name(text)?, None));
+    };
+    let (address, zone) = match inner.split_once('%') {
+        Some((address, zone)) => (address, Some(zone.strip_prefix("25").unwrap_or(zone))),
+        None => (inner, None),
+    };
+    let ip: Ipv6Addr = address.parse().map_err(|_| bad())?;
+    let zone = match zone {
+        None => None,
+        Some(zone) if is_zone(zone) => Some(Arc::from(zone)),
+        Some(_) => return Err(bad()),
+    };
+    Ok((Host::Ip(canonical_ip(IpAddr::V6(ip))), zone))
+}
+
+/// Interface names are at most 15 bytes (IFNAMSIZ); dots are refused so that no zone looks like a name.
+fn is_zone(zone: &str) -> bool {
+    (1..=15).contains(&zone.len())
+        && zone
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+fn parse_name(text: &str) -> Result<Host, TargetError> {
+    let bad = || TargetError::BadHost(clip(text));
+    if text.is_empty() || text == "." {
+        return Err(TargetError::EmptyHost);
+    }
+    let plain = text
+        .bytes()
+        .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'));
+    let ascii = if plain && !text.contains("xn--") {
+        None
+    } else {
+        // What IDNA maps to a dot or a digit (full-width forms) is judged below, as what it becomes.
+        Some(
+            idna::domain_to_ascii_cow(text.as_bytes(), idna::AsciiDenyList::EMPTY)
+                .map_err(|_| bad())?,
+        )
+    };
+    let ascii = ascii.as_deref().unwrap_or(text);
+    let name = ascii.strip_suffix('.').unwrap_or(ascii);
+    if name.is_empty() {
+        return Err(TargetError::EmptyHost);
+    }
+    if ends_in_number(name) {
+        return match name.parse::<Ipv4Addr>() {
+            Ok(ip) => Ok(Host::Ip(IpAddr::V4(ip))),
+            Err(_) => Err(TargetError::LegacyIpv4(clip(text))),
+        };
+    }
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    };
+    // 253 octets is the longest name that DNS can carry (RFC 1035, section 2.3.4).
+    if name.len() > 253 || !name.split('.').all(label) {
+        return Err(bad());
+    }
+    Ok(Host::Name(Arc::from(name)))
+}
+
+/// Whether resolvers may take the name for an IPv4 address (WHATWG URL, "ends in a number").
+fn ends_in_number(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    match last.strip_prefix("0x") {
+        Some(hex) => hex.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()),
+    }
+}
+
+/// Error texts quote at most this much of what a stranger sent.
+fn clip(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn canonical(text: &str, expected: &str) {
+        assert_eq!(
+            Target::from_authority(text)
+                .map(|t| t.to_string())
+                .as_deref(),
+            Ok(expected),
+            "{text}"
+        );
+    }
+
+    #[track_caller]
+    fn refused(text: &str, expected: fn(&TargetError) -> bool) {
+        let error = Target::from_authority(text).expect_err(text);
+        assert!(expected(&error), "{text}: {error:?}");
+    }
+
+    #[test]
+    fn every_spelling_of_a_name_is_one_name() {
+        canonical("Example.COM:443", "example.com:443");
+        canonical("example.com.:443", "example.com:443");
+        canonical("bücher.example:443", "xn--bcher-kva.example:443");
+        canonical("xn--bcher-kva.example:443", "xn--bcher-kva.example:443");
+        canonical("ｅｘａｍｐｌｅ.com:443", "example.com:443");
+        canonical("_srv.under_score.example:80", "_srv.under_score.example:80");
+    }
+
+    #[test]
+    fn every_spelling_of_an_address_is_one_address() {
+        canonical("[2001:DB8:0:0::1]:443", "[2001:db8::1]:443");
+        canonical("[::ffff:192.0.2.1]:80", "192.0.2.1:80");
+        canonical("192.0.2.1:80", "192.0.2.1:80");
+        canonical("１９２.0.2.1:80", "192.0.2.1:80");
+    }
+
+    #[test]
+    fn a_zone_is_kept_apart() {
+        let target = Target::from_authority("[fe80::1%25eth0]:80").unwrap();
+        assert_eq!(
+            (target.to_string().as_str(), target.zone.as_deref()),
+            ("[fe80::1]:80", Some("eth0"))
+        );
+        refused("[fe80::1%25.x.com]:80", |e| {
+            matches!(e, TargetError::BadHost(_))
+        });
+    }
+
+    #[test]
+    fn legacy_ipv4_spellings_are_refused() {
+        for host in [
+            "127.1",
+            "2130706433",
+            "0x7f.1",
+            "010.0.0.1",
+            "0x7f000001",
+            "1.2.3.4.5",
+            "0177.0.0.1",
+            "a.0x1",
+            "127.0.0.1..",
+        ] {
+            let text = format!("{host}:80");
+            assert!(
+                matches!(
+                    Target::from_authority(&text),
+                    Err(TargetError::LegacyIpv4(_) | TargetError::BadHost(_))
+                ),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn ports_are_one_to_five_digits() {
+        for port in ["+443", "0", "65536", "000443", "4 43", "443x", "-1"] {
+            refused(&format!("a.example:{port}"), |e| {
+                matches!(e, TargetError::BadPort(_))
+            });
+        }
+        refused("a.example", |e| matches!(e, TargetError::MissingPort(_)));
+        refused("a.example:", |e| matches!(e, TargetError::MissingPort(_)));
+        refused("[2001:db8::1]", |e| {
+            matches!(e, TargetError::MissingPort(_))
+        });
+        refused("2001:db8::1", |e| matches!(e, TargetError::MissingPort(_)));
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        for host in [
+            "a..b",
+            "-".repeat(64).as_str(),
+            "a b",
+            "a/b",
+            "a%2eb",
+            "xn--\u{0}",
+            "[::1",
+            "[::1]x",
+            "a\\b",
+            "xn--a-ecp.ru",
+        ] {
+            let text = format!("{host}:80");
+            assert!(Target::from_authority(&text).is_err(), "{text:?}");
+        }
+        refused("user@a.example:80", |e| matches!(e, TargetError::Userinfo));
+        refused(":80", |e| matches!(e, TargetError::EmptyHost));
+        refused(".:80", |e| matches!(e, TargetError::EmptyHost));
+    }
+
+    #[test]
+    fn absolute_form_is_http_only() {
+        let target =
+            |uri: &str| Target::from_absolute(&uri.parse().unwrap()).map(|t| t.to_string());
+        assert_eq!(
+            target("http://A.example/x?y").as_deref(),
+            Ok("a.example:80")
+        );
+        assert_eq!(target("http://a.example:/").as_deref(), Ok("a.example:80"));
+        assert_eq!(
+            target("http://a.example:8080").as_deref(),
+            Ok("a.example:8080")
+        );
+        assert_eq!(
+            target("https://a.example/"),
+            Err(TargetError::Scheme("https".into()))
+        );
+        assert_eq!(target("/path"), Err(TargetError::NotAbsolute));
+        assert_eq!(target("http://u:p@a.example/"), Err(TargetError::Userinfo));
+    }
+
+    #[test]
+    fn connect_takes_an_authority_only() {
+        let target = |uri: &str| Target::from_connect(&uri.parse().unwrap());
+        assert!(matches!(
+            target("http://a.example:443/"),
+            Err(TargetError::NotAuthority)
+        ));
+        assert!(matches!(target("/x"), Err(TargetError::NotAuthority)));
+        assert_eq!(
+            target("http://user:secret@a.example:443/"),
+            Err(TargetError::Userinfo)
+        );
+        assert!(target("a.example:443").is_ok());
+    }
+
+    #[test]
+    fn the_host_header_agrees_or_not() {
+        let target = Target::from_authority("a.example:80").unwrap();
+        assert!(target.agrees_with("A.example.", 80));
+        assert!(target.agrees_with("a.example:80", 80));
+        assert!(!target.agrees_with("a.example:81", 80));
+        assert!(!target.agrees_with("b.example", 80));
+        assert!(!target.agrees_with("", 80));
+    }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_canonical_form_is_its_own_canonical_form(text in "\\PC{0,40}", port in 1_u16..) {
+            if let Ok(target) = Target::from_authority(&format!("{text}:{port}")) {
+                let again = Target::from_authority(&target.to_string());
+                prop_assert_eq!(again, Ok(target));
+            }
+        }
+
+        #[test]
+        fn nothing_that_a_stranger_writes_panics(text in "\\PC{0,80}|[0-9a-fx.:%@\\[\\]-]{0,60}") {
+            let _ = Target::from_authority(&text);
+            let _ = Host::parse(&text);
+            let target = Target::new(Host::Name("a.example".into()), 80);
+            target.agrees_with(&text, 80);
+        }
+
+        #[test]
+        fn case_and_a_trailing_dot_change_nothing(name in "[a-z][a-z0-9-]{0,20}(\\.[a-z][a-z0-9-]{0,20}){0,3}") {
+            // An error quotes what was written, so only what is accepted compares.
+            let canonical = Host::parse(&name).ok();
+            prop_assert_eq!(&Host::parse(&name.to_uppercase()).ok(), &canonical);
+            prop_assert_eq!(&Host::parse(&format!("{name}.")).ok(), &canonical);
+        }
+    }
+}
