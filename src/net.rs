@@ -5,4 +5,5 @@
 pub mod connect;
 pub mod resolve;
 pub mod socket;
+pub mod tcp_info;
 pub mod upstream;

@@ -14,6 +14,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::tcp_info::TcpInfo;
+
 /// Between two keepalive probes that go unanswered.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -73,6 +75,11 @@ impl Socket {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES);
         SockRef::from(&*self.stream).set_tcp_keepalive(&params)
+    }
+
+    /// What the kernel knows of it now.
+    pub fn tcp_info(&self) -> io::Result<TcpInfo> {
+        TcpInfo::of(&*self.stream)
     }
 
     /// Makes the close send RST instead of FIN; what was written and not yet sent is dropped.
