@@ -18,7 +18,7 @@
 //! | --- | --- | --- |
 //! | 0 words | [`target`] [`client`] [`timeouts`] [`secret`] [`cause`] [`record`] | what is spoken of: no I/O, no clock |
 //! | 1 judgement | [`policy`] [`config`] | what is allowed, as a pure walk; how it is written, and every mistake in it |
-//! | 2 mechanisms | [`net`] [`relay`] | resolve, connect, ask an upstream, carry bytes: each with one error enum |
+//! | 2 mechanisms | [`net`] [`tls`] [`relay`] | resolve, connect, ask an upstream, shake hands, carry bytes: each with one error enum |
 //! | 3 ways out, telling | [`failure`] [`observe`] [`exchange`] [`route`] | what went wrong, who is told, and the one seam for every way out |
 //! | 4 serving | [`snapshot`] [`proxy`] [`listen`] | a request served under the policy of its moment |
 //! | 5 running | [`app`] | listeners, reload, drain |
@@ -58,7 +58,8 @@
 //! 5. Only an [`policy::guard::Admitted`] address is dialled, and only [`policy::guard::Guards`] makes one.
 //! 6. Hop-by-hop fields and credentials never cross; a [`secret::Secret`] has no `Debug` and no `Display` of its content.
 //! 7. A reload replaces the whole [`snapshot::Snapshot`] or nothing; a request keeps the one that it began with.
-//! 8. Only [`cli`] prints and exits; only [`config::env`], and the parser of flags, read the environment.
+//! 8. Only [`cli`] prints and exits; only [`config::env`], and the parser of flags, read the environment; the loader of the
+//!    system's certificates reads `SSL_CERT_FILE` and `SSL_CERT_DIR` itself.
 
 #![warn(
     clippy::disallowed_methods,
@@ -99,3 +100,4 @@ pub mod secret;
 pub mod snapshot;
 pub mod target;
 pub mod timeouts;
+pub mod tls;

@@ -1,0 +1,3 @@
+//! TLS as we judge it, and as we speak it ourselves. A client's own handshake is none of it: that stays opaque.
+
+pub mod trust;
