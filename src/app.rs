@@ -27,6 +27,7 @@ use crate::proxy::Proxy;
 use crate::proxy::respond::Identity;
 use crate::snapshot::Snapshot;
 use crate::target::canonical_ip;
+use crate::tls::trust::Roots;
 
 use drain::Drain;
 
@@ -187,6 +188,7 @@ impl App {
             snapshot,
             observer,
             identity,
+            roots: Arc::new(Roots::of_system()),
             tracker: tracker.clone(),
         });
         let drain = Drain::new(tracker, settings.drain_timeout);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::cause::{Cause, Kind, Phase};
+use crate::cause::{Alert, Cause, Kind, Phase, Side};
 use crate::net::connect::{ConnectError, Outcome};
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Departure;
@@ -20,6 +20,8 @@ use crate::policy::guard::Guard;
 use crate::relay::{self, Reason};
 use crate::target::TargetError;
 use crate::timeouts::Brief;
+use crate::tls::handshake::{HandshakeError, Reached};
+use crate::tls::trust::Verdict;
 
 /// What ended a request, or kept a connection from carrying one.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,16 @@ pub enum Failure {
     /// The TCP connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A TLS handshake of our own.
+    #[error("handshake with {server}: {}", chain(error))]
+    Handshake {
+        /// Whom with: the target, or an upstream's host and port.
+        server: String,
+        /// How it failed.
+        error: HandshakeError,
+        /// Whether the server's TCP acknowledged all that we sent; `None` where that cannot be told.
+        is_acknowledged: Option<bool>,
+    },
     /// The way to an upstream, before it was asked for anything.
     #[error("upstream {upstream}: {}", chain(failure.as_ref()))]
     Reach {
@@ -446,6 +458,20 @@ pub fn classify(failure: &Failure) -> Cause {
         Failure::Connections { .. } => Kind::ProxyLimitConnections,
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),
+        Failure::Handshake {
+            error,
+            is_acknowledged,
+            ..
+        } => {
+            let cause = Cause::from(classify_handshake(error));
+            let is_reset = cause.kind == Kind::TlsResetAfterClientHello;
+            // Who took the ClientHello in is who answered it.
+            return if is_reset && *is_acknowledged == Some(true) {
+                cause.by(Side::Origin)
+            } else {
+                cause
+            };
+        }
         Failure::Reach { failure, .. } => return Cause::of_upstream(classify(failure).kind),
         Failure::Upstream {
             with_credentials,
@@ -471,7 +497,8 @@ pub fn classify(failure: &Failure) -> Cause {
             Phase::Connect => Kind::ClientGaveUpConnect,
             Phase::Upstream => Kind::ClientGaveUpUpstream,
             Phase::Tunnel | Phase::Close => Kind::ClientReset,
-            Phase::Http | Phase::Tls => Kind::ClientGaveUpResponse,
+            Phase::Tls => Kind::ClientGaveUpTls,
+            Phase::Http => Kind::ClientGaveUpResponse,
         },
         Failure::ClientStalled { .. } => Kind::ClientWriteTimeout,
         Failure::RequestBodyStalled { .. } => Kind::ClientRequestTimeout,
@@ -526,6 +553,75 @@ fn classify_resolve(error: &ResolveError) -> Kind {
         ResolveError::Refused { .. } => Kind::DnsRefused,
         ResolveError::Misbehaving { .. } => Kind::DnsServerMisbehaving,
     }
+}
+
+/// Names the cause of a handshake of ours that did not come about.
+fn classify_handshake(error: &HandshakeError) -> Kind {
+    match error {
+        HandshakeError::Name(_) => Kind::ClientBadTarget,
+        HandshakeError::Reset { reached, .. } | HandshakeError::Broken { reached, .. } => {
+            match reached {
+                Reached::Nothing => Kind::TlsResetBeforeClientHello,
+                Reached::ClientHello => Kind::TlsResetAfterClientHello,
+                Reached::FirstByte | Reached::ServerHello | Reached::ClientFlight => {
+                    Kind::TlsResetDuringServerFlight
+                }
+            }
+        }
+        HandshakeError::Closed { reached } => match reached {
+            Reached::Nothing => Kind::TlsResetBeforeClientHello,
+            Reached::ClientHello => Kind::TlsClosedAfterClientHello,
+            Reached::FirstByte | Reached::ServerHello | Reached::ClientFlight => {
+                Kind::TlsResetDuringServerFlight
+            }
+        },
+        HandshakeError::TimedOut {
+            is_unacknowledged: true,
+            ..
+        } => Kind::TlsClientHelloBlackholed,
+        HandshakeError::TimedOut { reached, .. } => match reached {
+            Reached::Nothing | Reached::ClientHello => Kind::TlsNoServerHello,
+            Reached::FirstByte | Reached::ServerHello => Kind::TlsServerFlightStalled,
+            Reached::ClientFlight => Kind::TlsHandshakeTimeout,
+        },
+        // Numbers that say exactly what a row of its own says; 40 (handshake_failure) does not.
+        HandshakeError::Alert { alert, .. } => match alert {
+            Alert(70) => Kind::TlsVersionMismatch,
+            Alert(71) => Kind::TlsCipherMismatch,
+            Alert(120) => Kind::TlsAlpnRefused,
+            Alert(121) => Kind::TlsEchRejected,
+            Alert(_) => Kind::TlsAlertFromServer(*alert),
+        },
+        HandshakeError::NotTls { .. } | HandshakeError::Protocol(_) => Kind::TlsNotTlsReply,
+        HandshakeError::Certificate(judgement) => {
+            classify_verdict(judgement.verdict).unwrap_or(Kind::ProxyInternal)
+        }
+        HandshakeError::Version => Kind::TlsVersionMismatch,
+        HandshakeError::Cipher => Kind::TlsCipherMismatch,
+        HandshakeError::Alpn => Kind::TlsAlpnRefused,
+        HandshakeError::Downgrade => Kind::TlsDowngradeSentinel,
+        HandshakeError::Ech => Kind::TlsEchRejected,
+        HandshakeError::Own(_) => Kind::ProxyInternal,
+    }
+}
+
+/// Names what a verdict on a certificate amounts to; nothing where it is valid.
+pub fn classify_verdict(verdict: Verdict) -> Option<Kind> {
+    Some(match verdict {
+        Verdict::Valid => return None,
+        Verdict::SelfSigned => Kind::TlsCertSelfSigned,
+        Verdict::UnknownIssuer => Kind::TlsCertUnknownIssuer,
+        Verdict::IncompleteChain => Kind::TlsCertIncompleteChain,
+        Verdict::Expired => Kind::TlsCertExpired,
+        Verdict::NotYetValid => Kind::TlsCertNotYetValid,
+        Verdict::NameMismatch => Kind::TlsCertNameMismatch,
+        Verdict::Revoked => Kind::TlsCertRevoked,
+        Verdict::WrongPurpose => Kind::TlsCertWrongPurpose,
+        Verdict::CaAsLeaf => Kind::TlsCertCaAsLeaf,
+        Verdict::Weak => Kind::TlsCertWeak,
+        Verdict::Malformed => Kind::TlsCertMalformed,
+        Verdict::KnownInterceptor => Kind::TlsCertKnownInterceptor,
+    })
 }
 
 fn classify_upstream(error: &UpstreamError, with_credentials: bool) -> Kind {

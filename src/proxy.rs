@@ -5,6 +5,7 @@ mod forward;
 pub mod headers;
 mod patience;
 pub mod pool;
+mod preflight;
 pub mod respond;
 pub mod tunnel;
 pub mod upload;
@@ -29,11 +30,13 @@ use crate::net::resolve::ResolveError;
 use crate::net::socket::Socket;
 use crate::observe::Observe;
 use crate::policy::{
-    Decision, Denial, Lookup, Needs, Policy, Query, RouteId, Scheme, Step, Verdict, Walk,
+    Decision, Denial, Lookup, Needs, Policy, Preflight, Query, RouteId, RouteSpec, Scheme, Step,
+    Verdict, Walk,
 };
 use crate::route::{Plan, Purpose};
 use crate::snapshot::Snapshot;
 use crate::target::{MAX_TARGET, Target};
+use crate::tls::trust::Roots;
 
 use answer::{Answer, Open, Requests};
 use forward::Answered;
@@ -49,6 +52,8 @@ pub struct Proxy {
     pub observer: Arc<dyn Observe>,
     /// Our names.
     pub identity: Identity,
+    /// The certificates that are trusted here.
+    pub roots: Arc<Roots>,
     /// Every task that a request starts.
     pub tracker: TaskTracker,
 }
@@ -179,9 +184,15 @@ impl Proxy {
                 target: &target,
                 scheme: Scheme::Connect,
             };
-            let (id, plan) =
+            let (decided, plan) =
                 decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
-            let conn = snapshot.route(id).dial(&plan, exchange.trail()).await?;
+            let (way, trail) = (snapshot.route(decided.route), exchange.trail());
+            if let Some(Preflight::Tls) = decided.preflight {
+                let is_direct = snapshot.policy.route(decided.route).spec == RouteSpec::Direct;
+                let (roots, tracker) = (&self.roots, &self.tracker);
+                preflight::tls(way, &plan, roots, is_direct, trail, tracker).await?;
+            }
+            let conn = way.dial(&plan, trail).await?;
             Ok::<_, Failure>(Ends {
                 server: conn.socket,
                 early: conn.early,
@@ -247,6 +258,13 @@ struct Ask<'a> {
     scheme: Scheme,
 }
 
+/// What the walk says of a request that may go out.
+#[derive(Clone, Copy)]
+struct Decided {
+    route: RouteId,
+    preflight: Option<Preflight>,
+}
+
 /// Walks the policy, looking up what the walk asks for, and notes what it says.
 async fn decide(
     snapshot: &Snapshot,
@@ -254,7 +272,7 @@ async fn decide(
     ask: Ask<'_>,
     exchange: &mut Exchange,
     route: &mut Option<Arc<str>>,
-) -> Result<(RouteId, Plan), Failure> {
+) -> Result<(Decided, Plan), Failure> {
     let policy = &snapshot.policy;
     let presence = exchange.presence().clone();
     let is_plain = ask.scheme == Scheme::Http;
@@ -313,7 +331,11 @@ async fn decide(
         timeouts: decision.timeouts.clone(),
         via: headers::via_of(ask.parts, pseudonym),
     };
-    Ok((id, plan))
+    let decided = Decided {
+        route: id,
+        preflight: decision.preflight,
+    };
+    Ok((decided, plan))
 }
 
 fn lookup_of(found: &Result<Vec<IpAddr>, ResolveError>) -> Lookup<'_> {

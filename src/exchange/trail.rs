@@ -12,7 +12,9 @@ use crate::net::connect::Try;
 use crate::net::resolve::Resolved;
 use crate::net::socket::Socket;
 use crate::net::upstream::Reply;
-use crate::record::{self, Attempt, Record, quote};
+use crate::record::{self, Attempt, Record, Tls, quote};
+use crate::tls::handshake::{HandshakeError, Reached};
+use crate::tls::trust::Judgement;
 
 /// The facts noted while a request is under way. The wait that learns a fact notes it at once, so that
 /// it is there whatever happens next.
@@ -40,6 +42,8 @@ pub(super) struct Story {
     local: Option<SocketAddr>,
     would: Option<Arc<str>>,
     notes: Vec<&'static str>,
+    /// What a handshake of our own showed.
+    tls: Option<Tls>,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,7 @@ impl Default for Trail {
             local: None,
             would: None,
             notes: Vec::new(),
+            tls: None,
         }))
     }
 }
@@ -237,6 +242,38 @@ impl Trail {
         });
     }
 
+    /// Notes the certificate that a handshake of our own showed.
+    pub fn certificate(&self, judgement: &Judgement) {
+        let mut story = self.story();
+        let tls = story.tls.get_or_insert_default();
+        tls.subject = Some(judgement.subject.clone());
+        tls.issuer = Some(judgement.issuer.clone());
+        tls.not_before = judgement.not_before.map(|moment| moment.to_string());
+        tls.not_after = judgement.not_after.map(|moment| moment.to_string());
+        tls.sha256 = Some(judgement.sha256.clone());
+        tls.certificate = Some(judgement.verdict.as_str());
+    }
+
+    /// Notes that a handshake of our own was finished.
+    pub fn shook_hands(&self) {
+        self.story().tls.get_or_insert_default().state = "T6";
+    }
+
+    /// Notes how far a handshake of our own came, and what the server said of it.
+    pub fn handshake_failed(&self, error: &HandshakeError) {
+        if let HandshakeError::Certificate(judgement) = error {
+            self.certificate(judgement);
+        }
+        let mut story = self.story();
+        let tls = story.tls.get_or_insert_default();
+        // What is not told by how far it came was said in the server's flight.
+        tls.state = error.reached().map_or("T4", Reached::as_str);
+        if let HandshakeError::Alert { alert, .. } = error {
+            tls.alert = Some(alert.0);
+            tls.alert_from = Some("server");
+        }
+    }
+
     /// Notes the first byte of the server, counted from the connection.
     pub fn first_byte(&self, after: Duration) {
         self.story().first_byte.get_or_insert(after);
@@ -283,9 +320,29 @@ impl Story {
             record.upstream_auth_schemes.clone_from(&reply.auth_schemes);
             record.upstream_body.clone_from(&reply.body);
         }
+        if let Some(own) = &self.tls {
+            tell_tls(own, record.tls.get_or_insert_default());
+        }
         record.notes.clone_from(&self.notes);
         if record.would.is_none() {
             record.would.clone_from(&self.would);
         }
+    }
+}
+
+/// Adds what a handshake of our own showed to what the client's showed, which is told first.
+fn tell_tls(own: &Tls, told: &mut Tls) {
+    if told.state.is_empty() {
+        told.state = own.state;
+        told.alert = own.alert;
+        told.alert_from = own.alert_from;
+    }
+    if told.sha256.is_none() {
+        told.subject.clone_from(&own.subject);
+        told.issuer.clone_from(&own.issuer);
+        told.not_before.clone_from(&own.not_before);
+        told.not_after.clone_from(&own.not_after);
+        told.sha256.clone_from(&own.sha256);
+        told.certificate = own.certificate;
     }
 }

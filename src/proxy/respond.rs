@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::failure::{Failure, chain, classify};
 use crate::net::upstream::UpstreamError;
+use crate::tls::handshake::HandshakeError;
 
 /// Names of ours in what the client reads.
 #[derive(Clone, Debug)]
@@ -171,6 +172,13 @@ fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String
     } = failure
     {
         let _ = write!(field, "; received-status={}", reply.status.as_u16());
+    }
+    if let Failure::Handshake {
+        error: HandshakeError::Alert { alert, .. },
+        ..
+    } = failure
+    {
+        let _ = write!(field, "; alert-id={}; alert-message=\"{alert}\"", alert.0);
     }
     if let Failure::Resolve(error) = failure
         && let Some(rcode) = error.response_code()

@@ -2,6 +2,8 @@
 //!
 //! A judgement costs signature checks: it is made where somebody asks for it, never for each connection.
 
+mod interceptors;
+
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,10 +15,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, RootCertStore};
 use sha2::{Digest as _, Sha256};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::record::quote;
 use crate::target::Host;
+
+use interceptors::product;
 
 /// The one crypto provider.
 pub fn provider() -> Arc<CryptoProvider> {
@@ -96,6 +100,8 @@ pub struct Judgement {
     pub names: Vec<String>,
     /// How many certificates came.
     pub sent: usize,
+    /// Whether it is a certificate above the server's own that is out of its time.
+    pub is_above: bool,
 }
 
 /// What is wrong with a chain. The first that holds, in the order of what it is checked for: form, time, being a CA,
@@ -219,6 +225,8 @@ impl Roots {
             sha256: sha256(leaf),
             names: names(&parsed),
             sent: chain.len(),
+            is_above: matches!(verdict, Verdict::Expired | Verdict::NotYetValid)
+                && is_in_time(&parsed, now),
         }
     }
 
@@ -349,8 +357,14 @@ impl Judgement {
             sha256: chain.first().map(|leaf| sha256(leaf)).unwrap_or_default(),
             names: Vec::new(),
             sent: chain.len(),
+            is_above: false,
         }
     }
+}
+
+fn is_in_time(parsed: &X509Certificate<'_>, now: Timestamp) -> bool {
+    let (from, to) = (parsed.validity().not_before, parsed.validity().not_after);
+    (from.timestamp()..=to.timestamp()).contains(&now.as_second())
 }
 
 /// A host as rustls names it; `None` for a name that no certificate can have.
@@ -430,66 +444,12 @@ fn is_self_signed(parsed: &X509Certificate<'_>) -> bool {
         .any(|algorithm| algorithm.verify_signature(key, signed, signature).is_ok())
 }
 
-/// Words in the names of issuers, in lower case, and the products that write them. Places are not looked at: `L=Palo
-/// Alto` is a town.
-const INTERCEPTORS: &[(&str, &str)] = &[
-    ("zscaler", "Zscaler"),
-    ("fortinet", "Fortinet"),
-    ("fortigate", "Fortinet"),
-    ("palo alto networks", "Palo Alto Networks"),
-    ("blue coat", "Blue Coat"),
-    ("bluecoat", "Blue Coat"),
-    ("proxysg", "Blue Coat"),
-    // Not the bare name: it was that of a public CA as well.
-    ("symantec web security", "Symantec"),
-    ("netskope", "Netskope"),
-    ("goskope", "Netskope"),
-    ("sophos", "Sophos"),
-    ("kaspersky", "Kaspersky"),
-    ("eset ssl filter", "ESET"),
-    ("avast", "Avast"),
-    ("avg web/mail shield", "AVG"),
-    ("bitdefender", "Bitdefender"),
-    ("adguard", "AdGuard"),
-    ("cisco umbrella", "Cisco Umbrella"),
-    ("cloudflare gateway", "Cloudflare Gateway"),
-    ("gateway ca - cloudflare", "Cloudflare Gateway"),
-    ("mcafee web gateway", "McAfee Web Gateway"),
-    ("skyhigh security", "Skyhigh Security"),
-    ("forcepoint", "Forcepoint"),
-    ("websense", "Forcepoint"),
-    ("watchguard", "WatchGuard"),
-    ("sonicwall", "SonicWall"),
-    ("barracuda networks", "Barracuda"),
-    ("cato networks", "Cato Networks"),
-    ("menlo security", "Menlo Security"),
-    ("iboss", "iboss"),
-    ("squid", "Squid"),
-    ("mitmproxy", "mitmproxy"),
-    ("charles proxy", "Charles"),
-    ("fiddlerroot", "Fiddler"),
-    ("portswigger", "Burp Suite"),
-];
-
 fn interceptor(leaf: &X509Certificate<'_>, rest: &[CertificateDer<'_>]) -> Option<&'static str> {
     let above = rest.iter().find_map(|der| {
         let (_, parsed) = X509Certificate::from_der(der).ok()?;
         product(parsed.issuer())
     });
     product(leaf.issuer()).or(above)
-}
-
-fn product(issuer: &X509Name<'_>) -> Option<&'static str> {
-    let parts = issuer
-        .iter_common_name()
-        .chain(issuer.iter_organization())
-        .chain(issuer.iter_organizational_unit());
-    parts
-        .filter_map(|part| Some(part.as_str().ok()?.to_lowercase()))
-        .find_map(|part| {
-            let (_, product) = INTERCEPTORS.iter().find(|(word, _)| part.contains(word))?;
-            Some(*product)
-        })
 }
 
 fn names(parsed: &X509Certificate<'_>) -> Vec<String> {
@@ -623,7 +583,11 @@ pub(super) mod tests {
         let mut params = of_server();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let leaf = self_signed(&params);
-        check(&Roots::of([]), &[leaf.clone()], Verdict::SelfSigned);
+        check(
+            &Roots::of([]),
+            std::slice::from_ref(&leaf),
+            Verdict::SelfSigned,
+        );
         let roots = Roots::of([leaf.clone()]);
         check(&roots, &[leaf], Verdict::CaAsLeaf);
     }
@@ -646,7 +610,7 @@ pub(super) mod tests {
         let (upper, roots) = (below("upper", &root), Roots::of([root.der().clone()]));
         let lower = below("lower", &upper);
         let leaf = signed(&of_server(), &lower);
-        check(&roots, &[leaf.clone()], Verdict::UnknownIssuer);
+        check(&roots, std::slice::from_ref(&leaf), Verdict::UnknownIssuer);
         let whole = [leaf.clone(), lower.der().clone(), upper.der().clone()];
         check(&roots, &whole, Verdict::Valid);
         let alone = check(&roots, &[leaf], Verdict::IncompleteChain);
@@ -661,7 +625,11 @@ pub(super) mod tests {
             (Roots::of([]), false),
             (Roots::of([product.der().clone()]), true),
         ] {
-            let judgement = check(&roots, &[leaf.clone()], Verdict::KnownInterceptor);
+            let judgement = check(
+                &roots,
+                std::slice::from_ref(&leaf),
+                Verdict::KnownInterceptor,
+            );
             assert_eq!(judgement.is_trusted, is_trusted);
             assert_eq!(judgement.interceptor, Some("Zscaler"));
         }
@@ -692,7 +660,9 @@ pub(super) mod tests {
             .filter(|at| leaf[*at..].starts_with(&sha256))
             .collect();
         assert_eq!(places.len(), 2);
-        places.iter().for_each(|at| leaf[at + 8] = 5);
+        for at in places {
+            leaf[at + 8] = 5;
+        }
         let roots = Roots::of([ca.der().clone()]);
         check(&roots, &[leaf.into()], Verdict::Weak);
     }
