@@ -34,7 +34,8 @@
 //!    same walk goes on.
 //! 5. [`route::Dial::dial`] opens the way: [`route::direct`] resolves, asks the guards for each address and connects
 //!    ([`net::connect`]); [`route::upstream`] connects to its proxy and asks it ([`net::upstream`]). Each step is noted on the
-//!    [`exchange::Trail`]. A client that leaves meanwhile ends it.
+//!    [`exchange::Trail`]. A client that leaves meanwhile ends it. Under `preflight: tls` a connection of its own comes
+//!    first, for a handshake of ours ([`tls::handshake`]) whose certificate [`tls::trust`] judges.
 //! 6. The 200 is written, hyper gives the connection back, and [`proxy::tunnel`] runs in the same task:
 //!    [`relay::relay`] carries bytes until both directions have ended.
 //! 7. The [`relay::End`] becomes the exchange's; [`failure::classify`], the only maker of a [`cause::Cause`], names it, and

@@ -383,6 +383,29 @@ fn a_client_that_leaves_meanwhile_is_told_so() {
 }
 
 #[test]
+fn where_the_system_has_no_roots_those_of_the_crate_are_taken_and_named() {
+    let ca = authority("nobody");
+    let proxy = Proxy::under(
+        "version: 1\ndns: {hosts: {a.example: [127.0.0.1]}}\n\
+         rules: [{name: careful, direct: true, preflight: tls}]\ndefault: {direct: true}\n",
+    );
+    let careful = Careful {
+        proxy: proxy.env("SSL_CERT_FILE", "/dev/null").start(),
+        _folder: tempfile::tempdir().unwrap(),
+    };
+    let server = tls(signed(&names("a.example"), &ca));
+    let token = "tls_certificate_error";
+    careful.refuses(
+        server.address.port(),
+        502,
+        "tls.cert.unknown_issuer",
+        token,
+        "origin",
+    );
+    careful.proxy.diary("webpki-roots");
+}
+
+#[test]
 fn other_rules_grant_their_tunnels_untried() {
     let careful = Careful::trusting(&authority("a"));
     let origin = Listening::new();

@@ -207,11 +207,11 @@ written! {
 written! {
     /// When a target that keeps failing is refused without a try (503, `proxy.circuit_open`).
     Circuit is "`circuit`", later [] {
-        /// How many failures in a row open it: 1 to 1000.
+        /// How many failures of a target open it: 1 to 1000.
         fails "write `fails: 5`": Count,
         /// The time in which they must fall, at most 1h.
         within "write `within: 30s`": Wait,
-        /// How long it stays open, at most 1h.
+        /// How long the target is refused then, at most 1h.
         open "write `open: 1m`": Wait,
     }
 }

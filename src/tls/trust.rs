@@ -618,6 +618,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn an_intermediate_out_of_its_time_is_told_from_the_servers_own() {
+        let root = ca("a root");
+        let mut params = of_ca("past");
+        params.not_after = date_time_ymd(2026, 2, 1);
+        let past = Ca::signed_by(params, KeyPair::generate().unwrap(), &root).unwrap();
+        let chain = [signed(&of_server(), &past), past.der().clone()];
+        let roots = Roots::of([root.der().clone()]);
+        assert!(check(&roots, &chain, Verdict::Expired).is_above);
+        let mut params = of_server();
+        params.not_after = date_time_ymd(2026, 2, 1);
+        assert!(!check(&roots, &[signed(&params, &root)], Verdict::Expired).is_above);
+    }
+
+    #[test]
     fn a_product_that_opens_tls_is_named_whether_or_not_its_root_is_installed() {
         let product = ca("Zscaler Intermediate Root CA");
         let leaf = signed(&of_server(), &product);
