@@ -963,16 +963,16 @@ fn causes_as_json_keep_their_form() {
 
 /// The tables of README: one for each first word of an id.
 fn tables() -> String {
-    let mut text = String::new();
+    let mut lines = Vec::new();
     let mut family = String::new();
     for cause in causes() {
         let id = cause["id"].as_str().unwrap();
-        let (first, _) = id.split_once('.').unwrap();
+        let first = id.split('.').next().unwrap();
         if family != first {
-            family = first.to_owned();
-            text += &format!(
-                "\n### `{family}`\n\n| id | side | status | how it is told | what to do |\n| --- | --- | --- | --- | --- |\n"
-            );
+            lines.push(format!("\n### `{first}`\n"));
+            lines.push("| id | side | status | how it is told | what to do |".to_owned());
+            lines.push("| --- | --- | --- | --- | --- |".to_owned());
+            first.clone_into(&mut family);
         }
         let status = match (id, &cause["status"]) {
             ("http.status.<code>", _) => "the code".to_owned(),
@@ -980,14 +980,10 @@ fn tables() -> String {
             (_, status) => status.to_string(),
         };
         let cell = |key: &str| cause[key].as_str().unwrap().replace('|', "\\|");
-        text += &format!(
-            "| `{id}` | {} | {status} | {} | {} |\n",
-            cell("side"),
-            cell("means"),
-            cell("hint")
-        );
+        let (side, means, hint) = (cell("side"), cell("means"), cell("hint"));
+        lines.push(format!("| `{id}` | {side} | {status} | {means} | {hint} |"));
     }
-    text + "\n"
+    lines.join("\n") + "\n\n"
 }
 
 #[test]
