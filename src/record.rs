@@ -665,6 +665,17 @@ pub struct Suspect {
     pub evidence: Vec<Cow<'static, str>>,
 }
 
+impl std::fmt::Display for Suspect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            score,
+            evidence,
+        } = self;
+        write!(f, "suspect {name} {score:.1}: {}", evidence.join(", "))
+    }
+}
+
 /// One try of one address of one hop.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Attempt {
