@@ -487,7 +487,7 @@ pub fn classify(failure: &Failure) -> Cause {
 /// Names what became of one address; nothing where it is used, or where what ended the request ended it.
 pub fn classify_try(outcome: &Outcome) -> Option<Kind> {
     match outcome {
-        Outcome::Connected | Outcome::Abandoned => None,
+        Outcome::Connected { .. } | Outcome::Abandoned => None,
         Outcome::Failed(error) => Some(classify_connect(error)),
         Outcome::Overtaken => Some(Kind::ConnectOvertaken),
     }
@@ -497,17 +497,22 @@ pub fn classify_try(outcome: &Outcome) -> Option<Kind> {
 fn classify_connect(error: &ConnectError) -> Kind {
     match error {
         ConnectError::Refused { .. } => Kind::ConnectRefused,
+        ConnectError::RefusedByDevice { .. } => Kind::ConnectRefusedByDevice,
+        ConnectError::Prohibited { .. } => Kind::ConnectProhibited,
         ConnectError::Reset { .. } => Kind::ConnectReset,
         ConnectError::TimedOut { .. } => Kind::ConnectTimeout,
-        ConnectError::NoRoute { .. } => Kind::ProxyNoRoute,
         ConnectError::NetUnreachable { .. } => Kind::ConnectUnreachableNet,
         ConnectError::HostUnreachable { .. } => Kind::ConnectUnreachableHost,
         ConnectError::ProtoUnreachable { .. } => Kind::ConnectUnreachableProto,
+        ConnectError::TtlExceeded { .. } => Kind::ConnectTtlExceeded,
+        ConnectError::NeighbourDead { .. } => Kind::ConnectNeighbourDead,
+        ConnectError::DeniedByFirewall { .. } => Kind::ProxyEgressDeniedFirewall,
+        ConnectError::Denied { .. } => Kind::ProxyEgressDeniedLsm,
+        ConnectError::NoRoute { .. } => Kind::ProxyNoRoute,
         ConnectError::AddressInvalid { .. } | ConnectError::NoAddresses => {
             Kind::ConnectAddressInvalid
         }
         ConnectError::FamilyUnsupported { .. } => Kind::ConnectFamilyUnsupported,
-        ConnectError::Denied { .. } => Kind::ProxyEgressDenied,
         ConnectError::NoPorts { .. } => Kind::ProxyResourcePorts,
         ConnectError::NoFds { .. } => Kind::ProxyResourceFd,
         ConnectError::NoMemory { .. } => Kind::ProxyResourceMemory,
