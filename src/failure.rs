@@ -462,6 +462,7 @@ pub fn classify(failure: &Failure) -> Cause {
             OriginError::BodyReset(_) => Kind::HttpResetInBody,
             OriginError::BodyStalled { .. } => Kind::HttpBodyStalled,
             OriginError::Stale => Kind::HttpReusedConnectionClosed,
+            OriginError::Status(511) => Kind::HttpCaptivePortal,
             OriginError::Status(status) => Kind::HttpStatus(*status),
             OriginError::AskedForProxyCredentials => Kind::HttpStatus(407),
         },
