@@ -10,13 +10,18 @@
 //! In each namespace the interface is called after what it leads to. Nothing of the machine's own network is touched.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+
+use serde_json::Value;
 
 use super::{Starting, needs, run};
 
@@ -46,7 +51,7 @@ const MACS: [&str; 4] = [
 pub struct Net {
     /// Where the proxy runs.
     pub client: Space,
-    /// Where the firewall is; it forwards, by the kernel, as long as no [`super::path::Path`] takes over.
+    /// Where the firewall is; it forwards, by the kernel, as long as no [`Router`] does.
     pub router: Space,
     /// Where the origins are. Every address that [`Net::address`] gives is here.
     pub server: Space,
@@ -63,7 +68,7 @@ pub struct Space {
 impl Net {
     /// Makes it; none where the machine cannot.
     pub fn new() -> Option<Self> {
-        if !needs::has("netns") || !needs::has("iptables") {
+        if !needs::has("netns") || !needs::has("iptables") || !needs::has("python3") {
             return None;
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -101,6 +106,31 @@ impl Net {
         Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, last).into()
     }
 
+    /// A router in user space takes over until it is dropped: so long one way, and what its rules say. See `router.py`.
+    pub fn slowed(&self, one_way: Duration) -> Router<'_> {
+        self.router.sysctl("net.ipv4.ip_forward", "0");
+        self.router.sysctl("net.ipv6.conf.all.forwarding", "0");
+        let mut child = self
+            .router
+            .command("python3")
+            .args(["-c", include_str!("router.py")])
+            .arg(one_way.as_millis().to_string())
+            .args([MACS[0], MACS[3]])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let talk = Mutex::new((child.stdin.take().unwrap(), lines));
+        let router = Router {
+            net: self,
+            child,
+            talk,
+        };
+        heard(&mut router.talk.lock().unwrap().1, "ready");
+        router
+    }
+
     fn next(&self) -> u32 {
         self.given.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -112,6 +142,39 @@ impl Drop for Net {
             space.remove();
         }
     }
+}
+
+/// The router in user space.
+#[derive(Debug)]
+pub struct Router<'a> {
+    net: &'a Net,
+    child: Child,
+    talk: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
+}
+
+impl Router<'_> {
+    /// Adds a rule, which holds from now on.
+    pub fn rule(&self, rule: &Value) {
+        let mut talk = self.talk.lock().unwrap();
+        writeln!(talk.0, "{rule}").unwrap();
+        heard(&mut talk.1, "taken");
+    }
+}
+
+impl Drop for Router<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.net.router.sysctl("net.ipv4.ip_forward", "1");
+        self.net.router.sysctl("net.ipv6.conf.all.forwarding", "1");
+    }
+}
+
+/// Waits for the router's next word.
+fn heard(lines: &mut impl BufRead, word: &str) {
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), word, "the router in user space has ended");
 }
 
 impl Space {
