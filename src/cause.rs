@@ -1,10 +1,14 @@
 //! The one observation that ended a request: a stable dotted id and what follows from it.
 //!
-//! A cause never claims intent. The table below is the only list: status, phase, side, `Proxy-Status`
-//! token and hint are read from it, and only [`crate::failure::classify`] picks a row.
+//! A cause never claims intent. Its table is the only list: status, phase, side, `Proxy-Status` token, meaning and hint
+//! are read from it, and only [`crate::failure::classify`] picks a row.
+
+mod table;
 
 use std::borrow::Cow;
 use std::fmt;
+
+pub use table::Kind;
 
 /// Where on its way a request was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub enum Confidence {
     Certain,
     /// Little else looks like this.
     Strong,
+    /// Other things look like this as well.
+    Weak,
 }
 
 impl Confidence {
@@ -92,260 +98,121 @@ impl Confidence {
         match self {
             Self::Certain => "certain",
             Self::Strong => "strong",
+            Self::Weak => "weak",
         }
     }
 }
 
-/// A cause: an observation, and whether it was made on the way to an upstream proxy rather than to the target.
+/// A cause: an observation, and what was known of where it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cause {
     /// What was observed.
     pub kind: Kind,
     /// The observation concerns reaching the upstream itself: the id is prefixed `upstream.`.
     pub reaching_upstream: bool,
+    /// Who is behind it, where evidence tells more than the id does.
+    pub evident: Option<Side>,
 }
 
 /// A row of the table: what is known of a [`Kind`] without its request.
 struct Row {
     id: &'static str,
+    side: Side,
     status: Option<u16>,
     confidence: Confidence,
     /// The error token of RFC 9209, section 2.3.
     proxy_status: Option<&'static str>,
+    /// How it is told.
+    means: &'static str,
+    /// What to do.
     hint: &'static str,
 }
 
 macro_rules! causes {
-    ($($kind:ident: $id:literal, $status:expr, $confidence:ident, $proxy_status:expr, $hint:literal;)*) => {
-        /// What can be observed. One variant per id.
+    ($($kind:ident: $id:literal, $side:ident, $status:expr, $confidence:ident, $proxy_status:expr, $means:literal, $hint:literal;)*) => {
+        /// What can be observed. One variant per id, but for those that carry a number.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Kind {
-            $(#[doc = concat!("`", $id, "`")] $kind,)*
+            $(#[doc = concat!("`", $id, "`: ", $means)] $kind,)*
             /// `http.status.<code>`: the origin's own answer, 400 and above.
             HttpStatus(u16),
+            /// `tls.alert_from_server.<name>`: a plaintext alert of the server.
+            TlsAlertFromServer($crate::cause::Alert),
+            /// `tls.client_rejected_certificate.<name>`: a plaintext alert of the client, about the certificate.
+            TlsClientRejected($crate::cause::Alert),
         }
 
         impl Kind {
-            /// Every kind but `http.status.*`, in the order of the table.
+            /// Every kind but those with a number, in the order of the table.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
-            fn row(self) -> Row {
+            pub(super) fn row(self) -> $crate::cause::Row {
                 match self {
-                    $(Self::$kind => Row {
+                    $(Self::$kind => $crate::cause::Row {
                         id: $id,
+                        side: $crate::cause::Side::$side,
                         status: $status,
-                        confidence: Confidence::$confidence,
+                        confidence: $crate::cause::Confidence::$confidence,
                         proxy_status: $proxy_status,
+                        means: $means,
                         hint: $hint,
                     },)*
-                    Self::HttpStatus(status) => Row {
-                        id: "http.status",
-                        status: Some(if status == 407 { 502 } else { status }),
-                        confidence: Confidence::Certain,
-                        proxy_status: None,
-                        hint: status_hint(status),
-                    },
+                    Self::HttpStatus(status) => $crate::cause::http_status(status),
+                    Self::TlsAlertFromServer(alert) => $crate::cause::alert_from_server(alert),
+                    Self::TlsClientRejected(_) => $crate::cause::client_rejected(),
                 }
             }
         }
     };
 }
-
-causes! {
-    ClientClosedBeforeRequest: "client.closed_before_request", None, Certain, None,
-        "a health check or a connection opened ahead of need";
-    ClientRequestTimeout: "client.request_timeout", Some(408), Certain, Some("http_request_error"),
-        "the request did not arrive whole in time: mend the client or raise defaults.timeouts.head";
-    ClientMalformedRequest: "client.malformed_request", Some(400), Certain, Some("http_request_error"),
-        "the first bytes tell what the client speaks: this listener speaks HTTP/1.1";
-    ClientTlsToPlainPort: "client.tls_to_plain_port", None, Certain, Some("http_request_error"),
-        "the proxy variable must start with http://, since this listener does not speak TLS";
-    ClientSocksToHttpPort: "client.socks_to_http_port", None, Certain, Some("http_request_error"),
-        "the proxy variable says socks; this listener speaks HTTP: write http://";
-    ClientH2Preface: "client.h2_preface", Some(505), Certain, Some("http_request_error"),
-        "this listener speaks HTTP/1.1 only";
-    ClientBadTarget: "client.bad_target", Some(400), Certain, Some("http_request_error"),
-        "no policy can let this pass: the client must ask in another way";
-    ClientHeaderTooLarge: "client.header_too_large", Some(431), Certain, Some("http_request_error"),
-        "the request's head is over the limit of 64 KiB or 100 fields";
-    ClientGaveUpDns: "client.gave_up.dns", Some(499), Certain, None,
-        "the client left while the name was looked up: its timer is shorter than defaults.timeouts.dns";
-    ClientGaveUpConnect: "client.gave_up.connect", Some(499), Certain, None,
-        "the client left while the connection was opened: its timer is shorter than defaults.timeouts.connect";
-    ClientGaveUpUpstream: "client.gave_up.upstream", Some(499), Certain, None,
-        "the client left while the upstream proxy had not answered: the upstream is slow or the client's timer short";
-    ClientGaveUpResponse: "client.gave_up.response", Some(499), Certain, None,
-        "the client left before the answer was whole: the origin is slow or the client's timer short";
-    ClientReset: "client.reset", None, Certain, None,
-        "the client reset the tunnel";
-    ClientWriteTimeout: "client.write_timeout", None, Certain, None,
-        "the client did not read for defaults.timeouts.body_idle: it is paused, or its disk is full";
-
-    PolicyDeniedDefault: "policy.denied.default", Some(403), Certain, Some("http_request_denied"),
-        "no rule allows this target: add a rule above the default";
-    PolicyDeniedRule: "policy.denied.rule", Some(403), Certain, Some("http_request_denied"),
-        "a rule blocks this target: change that rule or put one above it";
-    PolicyDeniedIp: "policy.denied.ip", Some(403), Certain, Some("destination_ip_prohibited"),
-        "the address is in a range that is refused: add it to guards.except if it is meant";
-    PolicyDeniedPort: "policy.denied.port", Some(403), Certain, Some("http_request_denied"),
-        "the port is refused: a rule whose match names the port opens it";
-
-    ProxyLoop: "proxy.loop", Some(508), Certain, Some("proxy_loop_detected"),
-        "the request came back to this proxy: a proxy variable, NO_PROXY or a rule points at ourselves";
-    ProxyLimitConnections: "proxy.limit.connections", Some(503), Certain, Some("connection_limit_reached"),
-        "raise server.limits.connections or --limits, and ulimit -n with it";
-    ProxyResourceFd: "proxy.resource.fd", Some(503), Certain, Some("proxy_internal_error"),
-        "no file descriptor is left: raise ulimit -n";
-    ProxyResourcePorts: "proxy.resource.ports", Some(503), Certain, Some("proxy_internal_error"),
-        "no local port is left: widen net.ipv4.ip_local_port_range";
-    ProxyResourceMemory: "proxy.resource.memory", Some(503), Certain, Some("proxy_internal_error"),
-        "the kernel has no memory for another socket";
-    ProxyEgressDenied: "proxy.egress_denied.lsm", Some(502), Strong, Some("destination_ip_unroutable"),
-        "this host's kernel forbids the connection: look for SELinux, Landlock, cgroup or firewall rules";
-    ProxyNoRoute: "proxy.no_route_to_network", Some(502), Certain, Some("destination_ip_unroutable"),
-        "this host, or its network namespace, has no route to that network";
-    ProxyInternal: "proxy.internal", Some(500), Certain, Some("proxy_internal_error"),
-        "a defect in the proxy: please report it with this record";
-    ProxyShutdown: "proxy.shutdown", Some(503), Certain, Some("proxy_internal_response"),
-        "the proxy is shutting down";
-
-    DnsTimeout: "dns.timeout", Some(504), Certain, Some("dns_timeout"),
-        "no name server answered: it is down, or port 53 is filtered";
-    DnsServerUnreachable: "dns.server_unreachable", Some(502), Certain, Some("dns_error"),
-        "no name server can be reached: look at /etc/resolv.conf";
-    DnsNxdomain: "dns.nxdomain", Some(502), Certain, Some("dns_error"),
-        "the name does not exist: check its spelling; an internal name needs the internal resolver";
-    DnsNoAddress: "dns.no_address", Some(502), Certain, Some("dns_error"),
-        "the name exists and has no address";
-    DnsServfail: "dns.servfail", Some(502), Certain, Some("dns_error"),
-        "the name server failed: try another one";
-    DnsRefused: "dns.refused", Some(502), Certain, Some("dns_error"),
-        "the name server refused to answer us";
-    DnsServerMisbehaving: "dns.server_misbehaving", Some(502), Certain, Some("dns_error"),
-        "the name server's reply makes no sense";
-
-    ConnectTimeout: "connect.timeout", Some(504), Certain, Some("connection_timeout"),
-        "the address is filtered or down: try it via an upstream";
-    ConnectRefused: "connect.refused", Some(502), Certain, Some("connection_refused"),
-        "nothing listens there, or a firewall answers with a reset";
-    ConnectReset: "connect.reset", Some(502), Certain, Some("connection_terminated"),
-        "the connection was reset while it was opened";
-    ConnectUnreachableNet: "connect.unreachable.net", Some(502), Certain, Some("destination_ip_unroutable"),
-        "there is no route to that network";
-    ConnectUnreachableHost: "connect.unreachable.host", Some(502), Certain, Some("destination_ip_unroutable"),
-        "there is no route to that host";
-    ConnectUnreachableProto: "connect.unreachable.proto", Some(502), Certain, Some("destination_ip_unroutable"),
-        "the host does not take TCP";
-    ConnectOvertaken: "connect.overtaken", None, Certain, None,
-        "another address of the name answered first: this one was slower, or silent";
-    ConnectAddressInvalid: "connect.address_invalid", Some(502), Certain, Some("destination_ip_prohibited"),
-        "the address is none to connect to";
-    ConnectFamilyUnsupported: "connect.family_unsupported", Some(502), Certain, Some("destination_ip_unroutable"),
-        "this host does not speak that address family";
-
-    UpstreamAuthRequired: "upstream.auth_required", Some(502), Certain, Some("http_request_error"),
-        "the upstream proxy wants credentials: set auth for it in the policy";
-    UpstreamAuthRejected: "upstream.auth_rejected", Some(502), Certain, Some("http_request_error"),
-        "the upstream proxy refused our credentials: wrong or expired password";
-    UpstreamAuthSchemeUnsupported: "upstream.auth_scheme_unsupported", Some(502), Certain, Some("http_request_error"),
-        "the upstream proxy offers only authentication schemes that this version does not speak";
-    UpstreamDenied: "upstream.denied", Some(403), Certain, Some("http_request_denied"),
-        "the upstream proxy's policy forbids it: ask its owner for the host, or route it another way";
-    UpstreamConnectUnsupported: "upstream.connect_unsupported", Some(502), Certain, Some("http_upgrade_failed"),
-        "the upstream does not know CONNECT: is it a mirror or a reverse proxy?";
-    UpstreamReportedDns: "upstream.reported.dns", Some(502), Strong, Some("dns_error"),
-        "the upstream proxy could not resolve the target";
-    UpstreamReportedConnect: "upstream.reported.connect", Some(502), Strong, Some("connection_refused"),
-        "the upstream proxy could not connect to the target";
-    UpstreamReportedTimeout: "upstream.reported.timeout", Some(504), Strong, Some("connection_timeout"),
-        "the upstream proxy waited in vain for the target";
-    UpstreamReportedTls: "upstream.reported.tls", Some(502), Strong, Some("tls_protocol_error"),
-        "the upstream proxy failed to shake hands with the target";
-    UpstreamReportedUnavailable: "upstream.reported.unavailable", Some(503), Strong, Some("destination_unavailable"),
-        "the upstream proxy says that the target, or itself, is unavailable";
-    UpstreamReportedOther: "upstream.reported.other", Some(502), Strong, Some("proxy_internal_error"),
-        "the upstream proxy answered CONNECT with an error of its own";
-    UpstreamRateLimited: "upstream.rate_limited", Some(503), Certain, Some("http_request_error"),
-        "the upstream proxy limits our rate";
-    UpstreamRedirected: "upstream.redirected", Some(502), Certain, Some("http_protocol_error"),
-        "the upstream proxy redirects: a login portal stands in front of it";
-    UpstreamNoReply: "upstream.no_reply", Some(504), Certain, Some("http_response_timeout"),
-        "the upstream proxy took the request and did not answer: its own timeouts are longer than ours";
-    UpstreamClosed: "upstream.closed", Some(502), Certain, Some("connection_terminated"),
-        "the upstream proxy closed without an answer: a TLS-only port, or our address is not allowed";
-    UpstreamReset: "upstream.reset", Some(502), Certain, Some("connection_terminated"),
-        "the upstream proxy reset the connection: a TLS-only port, or our address is not allowed";
-    UpstreamMalformedReply: "upstream.malformed_reply", Some(502), Certain, Some("http_protocol_error"),
-        "the upstream does not answer in HTTP: its scheme or port is wrong";
-    UpstreamLoop: "upstream.loop", Some(508), Certain, Some("proxy_loop_detected"),
-        "the upstream proxy found a loop: it sends requests back to us";
-
-    HttpResponseTimeout: "http.response_timeout", Some(504), Certain, Some("http_response_timeout"),
-        "the origin took the request and did not answer in time";
-    HttpEmptyReply: "http.empty_reply", Some(502), Certain, Some("http_response_incomplete"),
-        "the origin closed without an answer";
-    HttpResetBeforeResponse: "http.reset_before_response", Some(502), Certain, Some("connection_terminated"),
-        "the connection was reset before the answer: if it depends on the URL, something filters by it";
-    HttpResetInBody: "http.reset_in_body", None, Certain, Some("connection_terminated"),
-        "the connection was reset in the middle of the answer";
-    HttpIncompleteBody: "http.incomplete_body", None, Certain, Some("http_response_incomplete"),
-        "the answer ended before its stated length";
-    HttpBodyStalled: "http.body_stalled", None, Certain, Some("connection_read_timeout"),
-        "the answer stopped arriving";
-    HttpMalformed: "http.malformed", Some(502), Certain, Some("http_protocol_error"),
-        "the origin's answer is no HTTP";
-    HttpHeaderTooLarge: "http.header_too_large", Some(502), Certain, Some("http_response_header_section_size"),
-        "the head of the origin's answer is over the limit";
-
-    HttpReusedConnectionClosed: "http.reused_connection_closed", Some(502), Certain, Some("connection_terminated"),
-        "a kept connection was closed by its server: the request was sent again";
-
-    TunnelResetByServer: "tunnel.reset_by_server", None, Certain, Some("connection_terminated"),
-        "the server's side reset the tunnel";
-    TunnelBlackholedAfterIdle: "tunnel.blackholed_after_idle", None, Strong, Some("connection_write_timeout"),
-        "after a silence nothing was acknowledged any more: a device forgot the connection";
-    TunnelNoAck: "tunnel.no_ack", None, Certain, Some("connection_write_timeout"),
-        "what was sent was never acknowledged: the path broke";
-    TunnelIcmp: "tunnel.icmp", None, Certain, Some("destination_ip_unroutable"),
-        "the network reported the server unreachable in the middle of the tunnel";
-    TunnelIdleTimeout: "tunnel.idle_timeout", None, Certain, None,
-        "no byte passed for defaults.timeouts.idle, or for a minute once one side had ended: raise timeouts.idle for this rule";
-    TunnelShutdown: "tunnel.shutdown", None, Certain, None,
-        "the proxy ended while the tunnel was open";
-
-    CloseClientFin: "close.client_fin", None, Certain, None, "the client ended the tunnel";
-    CloseServerFin: "close.server_fin", None, Certain, None, "the server ended the tunnel";
-    CloseBoth: "close.both", None, Certain, None, "both sides ended the tunnel";
-}
+use causes;
 
 impl From<Kind> for Cause {
     fn from(kind: Kind) -> Self {
         Self {
             kind,
             reaching_upstream: false,
+            evident: None,
         }
     }
 }
 
 impl Cause {
-    /// The same observation, made on the way to an upstream proxy. Only `dns.*` and `connect.*` change.
+    /// The same observation, made on the way to an upstream proxy. Only `dns.*`, `connect.*` and `tls.*` change.
     pub fn of_upstream(kind: Kind) -> Self {
-        let reaching_upstream = matches!(phase_of(kind.row().id), Phase::Dns | Phase::Connect);
+        let reaching_upstream = matches!(
+            phase_of(kind.row().id),
+            Phase::Dns | Phase::Connect | Phase::Tls
+        );
         Self {
-            kind,
             reaching_upstream,
+            ..kind.into()
+        }
+    }
+
+    /// The same, with the side that the evidence shows.
+    #[must_use]
+    pub fn by(self, side: Side) -> Self {
+        Self {
+            evident: Some(side),
+            ..self
         }
     }
 
     /// The stable id, as in `connect.timeout` or `upstream.connect.timeout`.
     pub fn id(self) -> Cow<'static, str> {
         let id = self.kind.row().id;
-        if let Kind::HttpStatus(status) = self.kind {
+        let id = if let Kind::HttpStatus(status) = self.kind {
             Cow::Owned(format!("{id}.{status}"))
-        } else if self.reaching_upstream {
-            Cow::Owned(format!("upstream.{id}"))
+        } else if let Kind::TlsAlertFromServer(alert) | Kind::TlsClientRejected(alert) = self.kind {
+            Cow::Owned(format!("{id}.{alert}"))
         } else {
             Cow::Borrowed(id)
+        };
+        if self.reaching_upstream {
+            Cow::Owned(format!("upstream.{id}"))
+        } else {
+            id
         }
     }
 
@@ -365,7 +232,12 @@ impl Cause {
         self.kind.row().proxy_status
     }
 
-    /// What it means and what to do, in a sentence.
+    /// How it is told from others, in a sentence.
+    pub fn means(self) -> &'static str {
+        self.kind.row().means
+    }
+
+    /// What to do, in a sentence.
     pub fn hint(self) -> Cow<'static, str> {
         let hint = self.kind.row().hint;
         if self.reaching_upstream {
@@ -387,6 +259,7 @@ impl Cause {
             Some("dns") => Some(Phase::Dns),
             Some("connect") => Some(Phase::Connect),
             Some("upstream") => Some(Phase::Upstream),
+            Some("tls") => Some(Phase::Tls),
             Some(_) => Some(Phase::Http),
             None if id.starts_with("proxy.") => None,
             None => Some(phase_of(id)),
@@ -396,21 +269,9 @@ impl Cause {
     /// Who is behind it.
     pub fn side(self) -> Side {
         if self.reaching_upstream {
-            return Side::Upstream;
-        }
-        match self.kind.row().id {
-            "connect.refused" | "tunnel.reset_by_server" | "close.server_fin" => Side::Origin,
-            "tunnel.idle_timeout" | "tunnel.shutdown" => Side::Proxy,
-            "close.client_fin" => Side::Client,
-            id => match id.split('.').next() {
-                Some("client") => Side::Client,
-                Some("policy" | "proxy") => Side::Proxy,
-                Some("upstream") => Side::Upstream,
-                Some("http") => Side::Origin,
-                Some("dns" | "connect") => Side::Network,
-                Some("tunnel") if id == "tunnel.blackholed_after_idle" => Side::Network,
-                _ => Side::Unknown,
-            },
+            Side::Upstream
+        } else {
+            self.evident.unwrap_or(self.kind.row().side)
         }
     }
 
@@ -435,10 +296,105 @@ fn phase_of(id: &str) -> Phase {
         Some("dns") => Phase::Dns,
         Some("connect") => Phase::Connect,
         Some("upstream") => Phase::Upstream,
+        Some("tls") => Phase::Tls,
         Some("http") => Phase::Http,
         Some("tunnel") => Phase::Tunnel,
         Some("close") => Phase::Close,
         _ => Phase::Policy,
+    }
+}
+
+fn http_status(status: u16) -> Row {
+    Row {
+        id: "http.status",
+        side: Side::Origin,
+        status: Some(if status == 407 { 502 } else { status }),
+        confidence: Confidence::Certain,
+        proxy_status: None,
+        means: "the origin's own answer has this status",
+        hint: status_hint(status),
+    }
+}
+
+fn alert_from_server(alert: Alert) -> Row {
+    Row {
+        id: "tls.alert_from_server",
+        side: Side::Origin,
+        status: Some(502),
+        confidence: Confidence::Certain,
+        proxy_status: Some("tls_alert_received"),
+        means: "a plaintext alert record of the server with this name",
+        hint: match alert.0 {
+            112 => "the server does not host this name: is its address right?",
+            40 | 70 | 71 => "server and client have no TLS version or cipher suite in common",
+            86 => {
+                "the client offered an older TLS version than it can: something broke its first try"
+            }
+            116 => "the server wants a client certificate",
+            120 => "the server speaks none of the protocols that the client offered (ALPN)",
+            121 => "the ECH keys in DNS are out of date",
+            _ => "the server ended the handshake with a reason: look there",
+        },
+    }
+}
+
+fn client_rejected() -> Row {
+    Row {
+        id: "tls.client_rejected_certificate",
+        side: Side::Client,
+        status: None,
+        confidence: Confidence::Certain,
+        proxy_status: Some("tls_certificate_error"),
+        means: "a plaintext alert of the client with this name, behind the server's certificate",
+        hint: "the client does not trust the certificate: install the CA in the client (ca-certificates in its image); if it fails only via one route, that route intercepts TLS",
+    }
+}
+
+/// A TLS alert by its number (RFC 8446, section 6; the IANA registry of TLS alerts).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Alert(pub u8);
+
+impl fmt::Display for Alert {
+    /// Its name in the registry; `alert_<n>` for a number without one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            0 => "close_notify",
+            10 => "unexpected_message",
+            20 => "bad_record_mac",
+            21 => "decryption_failed",
+            22 => "record_overflow",
+            30 => "decompression_failure",
+            40 => "handshake_failure",
+            41 => "no_certificate",
+            42 => "bad_certificate",
+            43 => "unsupported_certificate",
+            44 => "certificate_revoked",
+            45 => "certificate_expired",
+            46 => "certificate_unknown",
+            47 => "illegal_parameter",
+            48 => "unknown_ca",
+            49 => "access_denied",
+            50 => "decode_error",
+            51 => "decrypt_error",
+            60 => "export_restriction",
+            70 => "protocol_version",
+            71 => "insufficient_security",
+            80 => "internal_error",
+            86 => "inappropriate_fallback",
+            90 => "user_canceled",
+            100 => "no_renegotiation",
+            109 => "missing_extension",
+            110 => "unsupported_extension",
+            111 => "certificate_unobtainable",
+            112 => "unrecognized_name",
+            113 => "bad_certificate_status_response",
+            114 => "bad_certificate_hash_value",
+            115 => "unknown_psk_identity",
+            116 => "certificate_required",
+            120 => "no_application_protocol",
+            121 => "ech_required",
+            number => return write!(f, "alert_{number}"),
+        })
     }
 }
 

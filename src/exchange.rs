@@ -23,7 +23,7 @@ use crate::failure::{Failure, OriginError, chain, classify};
 use crate::net::socket::Departure;
 use crate::observe::Observe;
 use crate::policy::{Decision, Policy};
-use crate::record::{self, Action, Outcome, Record, quote};
+use crate::record::{self, Action, ClientTcp, Outcome, Record, ServerTcp, quote};
 
 use crate::relay::{End, Meter, Reason};
 use crate::target::Target;
@@ -123,11 +123,14 @@ impl Exchange {
             route: None,
             hop: None,
             attempts: Vec::new(),
+            notes: Vec::new(),
+            suspects: Vec::new(),
             ending: None,
             policy: None,
             dns_ms: None,
             connect_ms: None,
             upstream_ms: None,
+            tls_ms: None,
             first_byte_ms: None,
             total_ms: 0.0,
             dns_source: None,
@@ -138,9 +141,10 @@ impl Exchange {
             upstream_squid_error: None,
             upstream_auth_schemes: Vec::new(),
             upstream_body: None,
-            client_close: None,
-            server_close: None,
-            server_errno: None,
+            tls: None,
+            client_tcp: None,
+            server_tcp: None,
+            reset: None,
             idle_ms: None,
             hint: None,
         });
@@ -265,10 +269,16 @@ impl Exchange {
     /// Ends as a tunnel ended.
     pub fn end(mut self, end: End) {
         let open = self.open_mut();
-        open.record.client_close = Some(end.client.as_str());
-        open.record.server_close = Some(end.server.as_str());
+        open.record.client_tcp = Some(Box::new(ClientTcp {
+            close: Some(end.client.as_str()),
+            ..ClientTcp::default()
+        }));
+        open.record.server_tcp = Some(Box::new(ServerTcp {
+            close: Some(end.server.as_str()),
+            errno: server_errno(&end).map(Cow::Owned),
+            ..ServerTcp::default()
+        }));
         open.record.idle_ms = Some(millis(end.idle));
-        open.record.server_errno = server_errno(&end).map(Cow::Owned);
         let failure = Failure::Tunnel(end);
         let cause = classify(&failure);
         if cause.is_success() {

@@ -462,6 +462,7 @@ pub fn classify(failure: &Failure) -> Cause {
             OriginError::BodyReset(_) => Kind::HttpResetInBody,
             OriginError::BodyStalled { .. } => Kind::HttpBodyStalled,
             OriginError::Stale => Kind::HttpReusedConnectionClosed,
+            OriginError::Status(511) => Kind::HttpCaptivePortal,
             OriginError::Status(status) => Kind::HttpStatus(*status),
             OriginError::AskedForProxyCredentials => Kind::HttpStatus(407),
         },
@@ -507,7 +508,7 @@ fn classify_connect(error: &ConnectError) -> Kind {
             Kind::ConnectAddressInvalid
         }
         ConnectError::FamilyUnsupported { .. } => Kind::ConnectFamilyUnsupported,
-        ConnectError::Denied { .. } => Kind::ProxyEgressDenied,
+        ConnectError::Denied { .. } => Kind::ProxyEgressDeniedLsm,
         ConnectError::NoPorts { .. } => Kind::ProxyResourcePorts,
         ConnectError::NoFds { .. } => Kind::ProxyResourceFd,
         ConnectError::NoMemory { .. } => Kind::ProxyResourceMemory,

@@ -39,6 +39,7 @@ pub(super) struct Story {
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
     would: Option<Arc<str>>,
+    notes: Vec<&'static str>,
 }
 
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Default for Trail {
             peer: None,
             local: None,
             would: None,
+            notes: Vec::new(),
         }))
     }
 }
@@ -130,6 +132,14 @@ impl Trail {
     /// Notes a guard in report mode that would have refused.
     pub fn would(&self, guard: &str) {
         self.story().would.get_or_insert_with(|| guard.into());
+    }
+
+    /// Notes what is worth a look and no failure, as in `connect.slow`; once.
+    pub fn note(&self, note: &'static str) {
+        let mut story = self.story();
+        if !story.notes.contains(&note) {
+            story.notes.push(note);
+        }
     }
 
     /// Notes one try of one address; `cause` is `None` where it went well.
@@ -273,6 +283,7 @@ impl Story {
             record.upstream_auth_schemes.clone_from(&reply.auth_schemes);
             record.upstream_body.clone_from(&reply.body);
         }
+        record.notes.clone_from(&self.notes);
         if record.would.is_none() {
             record.would.clone_from(&self.would);
         }
