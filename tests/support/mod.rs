@@ -5,6 +5,7 @@
 
 pub mod goods;
 pub mod needs;
+pub mod netns;
 pub mod origin;
 pub mod schema;
 pub mod web;
