@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::cause::{Cause, Kind, Phase};
-use crate::net::connect::{ConnectError, Outcome};
+use crate::net::connect::{ConnectError, Icmp, Outcome};
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Departure;
 use crate::net::upstream::{Reported, UpstreamError};
@@ -403,6 +403,17 @@ impl Failure {
             let status = reply.status.as_u16();
             let is_reported = classify(self).id().starts_with("upstream.reported.");
             (is_reported && matches!(status, 502..=504)).then_some(status)
+        } else {
+            None
+        }
+    }
+
+    /// The ICMP message behind it.
+    pub fn icmp(&self) -> Option<Icmp> {
+        if let Self::Connect(error) = self {
+            error.icmp()
+        } else if let Self::Reach { failure, .. } = self {
+            failure.icmp()
         } else {
             None
         }

@@ -62,6 +62,16 @@ pub enum Outcome {
     Overtaken,
 }
 
+impl Outcome {
+    /// The ICMP message that it failed of.
+    pub fn icmp(&self) -> Option<Icmp> {
+        match self {
+            Self::Failed(error) => error.icmp(),
+            Self::Connected { .. } | Self::Abandoned | Self::Overtaken => None,
+        }
+    }
+}
+
 /// Connects to the first of `addresses` that answers.
 ///
 /// Families take turns, beginning with that of the first address. The next address joins in after
@@ -283,7 +293,11 @@ impl<A> Drop for Flights<'_, A> {
 
 impl Furthest {
     fn see(&mut self, error: ConnectError) {
-        if self.0.as_ref().is_none_or(|best| error.rank() > best.rank()) {
+        if self
+            .0
+            .as_ref()
+            .is_none_or(|best| error.rank() > best.rank())
+        {
             self.0 = Some(error);
         }
     }
