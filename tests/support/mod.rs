@@ -8,6 +8,7 @@ pub mod needs;
 pub mod netns;
 pub mod origin;
 pub mod schema;
+pub mod tls;
 pub mod web;
 pub mod wire;
 
