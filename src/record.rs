@@ -645,10 +645,10 @@ pub struct Reset {
     pub accept_race: Option<bool>,
 }
 
-/// The ICMP or ICMPv6 message that a connection failed of.
+/// The ICMP or `ICMPv6` message that a connection failed of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct IcmpKeys {
-    /// The type of the ICMP message that the connection failed of: 3 is "destination unreachable", 1 in ICMPv6.
+    /// The type of the ICMP message that the connection failed of: 3 is "destination unreachable", 1 in `ICMPv6`.
     #[serde(rename = "egress.icmp.type")]
     pub r#type: u8,
     /// Its code.
@@ -693,10 +693,10 @@ pub struct Attempt {
     pub reused: bool,
 }
 
-/// An ICMP or ICMPv6 message.
+/// An ICMP or `ICMPv6` message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Icmp {
-    /// Its type: 3 is "destination unreachable", 1 in ICMPv6.
+    /// Its type: 3 is "destination unreachable", 1 in `ICMPv6`.
     pub r#type: u8,
     /// Its code.
     pub code: u8,

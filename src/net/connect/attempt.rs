@@ -187,18 +187,19 @@ fn queued(stream: &TcpStream) -> Option<Message> {
             MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT,
         );
         for message in received.ok()?.cmsgs().ok()? {
-            let (error, offender) = match message {
-                ControlMessageOwned::Ipv4RecvErr(error, Some(offender)) => {
-                    let ip = Ipv4Addr::from(u32::from_be(offender.sin_addr.s_addr));
+            let (error, offender) =
+                if let ControlMessageOwned::Ipv4RecvErr(error, Some(of)) = message {
+                    let ip = Ipv4Addr::from(u32::from_be(of.sin_addr.s_addr));
                     (error, SocketAddr::from((ip, PORT)))
-                }
-                ControlMessageOwned::Ipv6RecvErr(error, Some(offender)) => {
-                    let ip = Ipv6Addr::from(offender.sin6_addr.s6_addr);
-                    let v6 = SocketAddrV6::new(ip, PORT, 0, offender.sin6_scope_id);
-                    (error, v6.into())
-                }
-                _ => continue,
-            };
+                } else if let ControlMessageOwned::Ipv6RecvErr(error, Some(of)) = message {
+                    let ip = Ipv6Addr::from(of.sin6_addr.s6_addr);
+                    (
+                        error,
+                        SocketAddrV6::new(ip, PORT, 0, of.sin6_scope_id).into(),
+                    )
+                } else {
+                    continue;
+                };
             if matches!(
                 error.ee_origin,
                 libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::timeouts::Brief;
 
-/// An ICMP or ICMPv6 message that ended an attempt.
+/// An ICMP or `ICMPv6` message that ended an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Icmp {
-    /// Its type: 3 is "destination unreachable", 11 "time exceeded"; 1 and 3 in ICMPv6.
+    /// Its type: 3 is "destination unreachable", 11 "time exceeded"; 1 and 3 in `ICMPv6`.
     pub r#type: u8,
     /// Its code.
     pub code: u8,
