@@ -695,7 +695,7 @@ fn a_proxy_without_a_descriptor_left_says_so() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let open = open();
-    let free = (0..).find(|number| !open.contains(number)).unwrap();
+    let free = (0..1024).find(|number| !open.contains(number)).unwrap();
     let (status, _, stderr) = run(Command::new("prlimit")
         .arg(format!("--pid={}", proxy.pid()))
         .arg(format!("--nofile={free}:{free}")));

@@ -90,13 +90,11 @@ impl Attempt for Syn {
             if let Err(error) = ready!(self.stream.poll_write_ready(cx)) {
                 break Err((error, None));
             }
-            let outcome = self.stream.try_io(Interest::WRITABLE, || {
-                answer(&self.stream).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+            let told = self.stream.try_io(Interest::WRITABLE, || {
+                answer(&self.stream).ok_or_else(|| io::ErrorKind::WouldBlock.into())
             });
-            match outcome {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(outcome) => break outcome,
-                Err(error) => break Err((error, None)),
+            if let Ok(outcome) = told {
+                break outcome;
             }
         };
         Poll::Ready(outcome.map_err(|(source, message)| {
@@ -108,7 +106,8 @@ impl Attempt for Syn {
 
     fn finish(self) -> io::Result<(Socket, u32)> {
         let retransmissions = TcpInfo::of(&self.stream).map_or(0, |info| info.retransmissions);
-        // With the queue on, any ICMP message would end the connection (RFC 1122, section 4.2.3.9, forbids that).
+        // With the queue on, any ICMP message would end the connection, those included that must not (RFC 1122, section
+        // 4.2.3.9).
         let _ = keep_errors(&self.stream, self.address, false);
         Ok((Socket::new(self.stream)?, retransmissions))
     }
@@ -140,27 +139,25 @@ fn keep_errors(socket: &impl AsFd, address: SocketAddr, is_on: bool) -> nix::Res
     }
 }
 
-/// How a connection attempt ended.
+/// How an attempt ended: its error, and the message behind it.
 type Answer = Result<(), (io::Error, Option<Message>)>;
 
 /// The answer to a SYN; `None` while there is none.
-fn answer(stream: &TcpStream) -> Option<io::Result<Answer>> {
-    let told = match SockRef::from(stream).take_error() {
-        Ok(told) => told,
-        Err(error) => return Some(Err(error)),
-    };
-    if let Some(error) = told {
-        return Some(Ok(Err((error, queued(stream)))));
+fn answer(stream: &TcpStream) -> Option<Answer> {
+    match SockRef::from(stream).take_error() {
+        Ok(None) => {}
+        Ok(Some(error)) => return Some(Err((error, queued(stream)))),
+        Err(error) => return Some(Err((error, None))),
     }
     match stream.peer_addr() {
-        Ok(_) => Some(Ok(Ok(()))),
+        Ok(_) => Some(Ok(())),
         // The message is queued, and we are woken, a moment before the kernel sets the error.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => {
             let message = queued(stream)?;
             let error = io::Error::from_raw_os_error(message.number);
-            Some(Ok(Err((error, Some(message)))))
+            Some(Err((error, Some(message))))
         }
-        Err(error) => Some(Err(error)),
+        Err(error) => Some(Err((error, None))),
     }
 }
 

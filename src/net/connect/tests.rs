@@ -119,11 +119,13 @@ async fn play(script: &[(&str, Answer)]) -> String {
 fn name(error: &ConnectError) -> String {
     let text = format!("{error:?}");
     let name = text.split([' ', '{']).next().unwrap();
-    match error {
-        ConnectError::TimedOut {
-            syns: Some(syns), ..
-        } => format!("{name}({syns})"),
-        _ => name.to_owned(),
+    if let ConnectError::TimedOut {
+        syns: Some(syns), ..
+    } = error
+    {
+        format!("{name}({syns})")
+    } else {
+        name.to_owned()
     }
 }
 
