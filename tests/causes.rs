@@ -10,8 +10,9 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use routecause::net::tcp_info::TcpInfo;
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 use support::netns::{Net, Router};
@@ -463,6 +464,68 @@ fn suspects(record: &Value) -> Vec<&str> {
         })
     });
     suspects.into_iter().flatten().collect()
+}
+
+/// What a socket sees without the proxy, which all rows rest on.
+#[test]
+fn the_slowed_network_does_what_it_is_told() {
+    let Some(scene) = Scene::new() else { return };
+    let router = scene.net.slowed(Duration::from_millis(ONE_WAY));
+    let injected = json!({"reset": 3, "ttl": 44});
+    let in_path = json!({"reset": 1, "drop": true});
+    let good = || scene.good();
+    // Whether the ClientHello was acknowledged, and when the reset came behind it, in milliseconds.
+    let cases = [
+        (row("server", tls::resets_after_a_byte), true, 100),
+        (row("server-6", tls::resets_after_a_byte).ipv6(), true, 100),
+        (
+            row("near-client", good()).filtered(10, &injected),
+            false,
+            20,
+        ),
+        (
+            row("near-client-6", good()).ipv6().filtered(10, &injected),
+            false,
+            20,
+        ),
+        (
+            row("near-server", good()).filtered(40, &injected),
+            false,
+            80,
+        ),
+        (row("in-path", good()).filtered(10, &in_path), false, 20),
+    ];
+    let addresses = cases
+        .each_ref()
+        .map(|(row, ..)| scene.stage(Some(&router), row));
+    scene.net.client.within(|| {
+        thread::scope(|scope| {
+            for ((row, is_acked, after), address) in cases.iter().zip(addresses) {
+                let scene = &scene;
+                scope.spawn(move || {
+                    let place = scene.place(row.host(), address);
+                    let hello = place.client(BOTH).hello();
+                    let begun = Instant::now();
+                    let stream = wire::connect(address);
+                    let took = begun.elapsed().as_millis();
+                    assert!((2 * u128::from(ONE_WAY)..1000).contains(&took), "{took} ms");
+                    let said = Instant::now();
+                    wire::send(&stream, &hello);
+                    assert!(wire::is_reset(&stream), "{}", row.name);
+                    let came = said.elapsed().as_millis();
+                    // A machine under load is late, never early.
+                    assert!(
+                        (*after..after + 60).contains(&came),
+                        "{}: {came} ms",
+                        row.name
+                    );
+                    let seen = TcpInfo::of(&stream).unwrap();
+                    let acked = if *is_acked { hello.len() } else { 0 };
+                    assert_eq!(seen.bytes_acked, 1 + acked as u64, "{}: {seen:?}", row.name);
+                });
+            }
+        });
+    });
 }
 
 #[test]
