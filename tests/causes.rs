@@ -10,8 +10,9 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use routecause::net::tcp_info::TcpInfo;
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 use support::netns::{Net, Router};
@@ -19,8 +20,14 @@ use support::tls::{self, BOTH, Client, Leaf, ONLY_12, ONLY_13, Versions};
 use support::web::Ca;
 use support::{Proxy, check, wire};
 
-/// One way, in milliseconds, in the network that is slowed: boxes stand on whole tens of it.
-const ONE_WAY: u64 = 50;
+/// One way, in milliseconds, in the network that is slowed. Boxes stand so far from the client as well.
+const ONE_WAY: u64 = 100;
+
+const NEAR_CLIENT: u64 = 20;
+const NEAR_SERVER: u64 = 80;
+
+/// A row's clients at one time.
+const SIDE_BY_SIDE: usize = 4;
 
 /// A client waits so long for a server that says nothing: longer than the three seconds after which silence is a cause.
 const PATIENCE: Duration = Duration::from_millis(3500);
@@ -278,17 +285,25 @@ impl Scene {
                     let proxy = &proxy;
                     scope.spawn(move || {
                         let place = self.place(row.host(), *address);
-                        for _ in 0..row.times {
-                            if let Some(stream) = tunnel(proxy, &place) {
-                                (row.visit)(&place, stream);
+                        let visit = |times| {
+                            for _ in 0..times {
+                                if let Some(stream) = tunnel(proxy, &place) {
+                                    (row.visit)(&place, stream);
+                                }
                             }
-                        }
+                        };
+                        thread::scope(|scope| {
+                            for part in 0..SIDE_BY_SIDE.min(row.times) {
+                                let more = usize::from(part < row.times % SIDE_BY_SIDE);
+                                scope.spawn(move || visit(row.times / SIDE_BY_SIDE + more));
+                            }
+                        });
                     });
                 }
             });
         });
         let count = rows.iter().map(|row| row.times).sum();
-        compare(rows, proxy.records(count));
+        compare(rows, proxy.records_up_to(count));
     }
 
     /// The row's server at an address of its own, and what is on the way to it.
@@ -376,7 +391,10 @@ fn compare(rows: &[Row], records: Vec<Value>) {
     let mut wrong = String::new();
     for row in rows {
         let records = by_host.remove(&row.host()).unwrap_or_default();
-        assert_eq!(records.len(), row.times, "{}", row.name);
+        if records.len() != row.times {
+            let (count, all) = (records.len(), row.times);
+            let _ = writeln!(wrong, "{}: {count} records of {all}", row.name);
+        }
         let faults: Vec<_> = records
             .iter()
             .map(|record| (record, row.faults(record)))
@@ -414,7 +432,9 @@ impl Row {
         if let Some(side) = self.side {
             expect("egress.side", json!(side));
         }
-        expect("http.response.status_code", json!(200));
+        let is_before_200 = cause == Some("connect.reset");
+        let status = if is_before_200 { 502 } else { 200 };
+        expect("http.response.status_code", json!(status));
         for (key, expected) in self.also.as_object().unwrap() {
             expect(key, expected.clone());
         }
@@ -460,6 +480,78 @@ fn suspects(record: &Value) -> Vec<&str> {
     suspects.into_iter().flatten().collect()
 }
 
+/// What a socket sees without the proxy, which all rows rest on.
+#[test]
+fn the_slowed_network_does_what_it_is_told() {
+    let Some(scene) = Scene::new() else { return };
+    let router = scene.net.slowed(Duration::from_millis(ONE_WAY));
+    let injected = json!({"reset": 3, "ttl": 44});
+    let in_path = json!({"reset": 1, "drop": true});
+    let good = || scene.good();
+    // Whether the ClientHello was acknowledged, and when the reset came behind it, in milliseconds.
+    let cases = [
+        (row("server", tls::resets_after_a_byte), true, 2 * ONE_WAY),
+        (
+            row("server-6", tls::resets_after_a_byte).ipv6(),
+            true,
+            2 * ONE_WAY,
+        ),
+        (
+            row("near-client", good()).filtered(NEAR_CLIENT, &injected),
+            false,
+            20,
+        ),
+        (
+            row("near-client-6", good())
+                .ipv6()
+                .filtered(NEAR_CLIENT, &injected),
+            false,
+            20,
+        ),
+        (
+            row("near-server", good()).filtered(NEAR_SERVER, &injected),
+            false,
+            80,
+        ),
+        (
+            row("in-path", good()).filtered(NEAR_CLIENT, &in_path),
+            false,
+            2 * NEAR_CLIENT,
+        ),
+    ];
+    let addresses = cases
+        .each_ref()
+        .map(|(row, ..)| scene.stage(Some(&router), row));
+    scene.net.client.within(|| {
+        thread::scope(|scope| {
+            for ((row, is_acked, after), address) in cases.iter().zip(addresses) {
+                let scene = &scene;
+                scope.spawn(move || {
+                    let place = scene.place(row.host(), address);
+                    let hello = place.client(BOTH).hello();
+                    let begun = Instant::now();
+                    let stream = wire::connect(address);
+                    let took = begun.elapsed().as_millis();
+                    assert!((2 * u128::from(ONE_WAY)..1000).contains(&took), "{took} ms");
+                    let said = Instant::now();
+                    wire::send(&stream, &hello);
+                    assert!(wire::is_reset(&stream), "{}", row.name);
+                    let came = u64::try_from(said.elapsed().as_millis()).unwrap();
+                    // A machine under load is late, never early.
+                    assert!(
+                        (*after..after + 1000).contains(&came),
+                        "{}: {came} ms",
+                        row.name
+                    );
+                    let seen = TcpInfo::of(&stream).unwrap();
+                    let acked = if *is_acked { hello.len() } else { 0 };
+                    assert_eq!(seen.bytes_acked, 1 + acked as u64, "{}: {seen:?}", row.name);
+                });
+            }
+        });
+    });
+}
+
 #[test]
 fn servers_that_misbehave_and_clients_that_refuse() {
     let Some(scene) = Scene::new() else { return };
@@ -467,6 +559,11 @@ fn servers_that_misbehave_and_clients_that_refuse() {
     let half = {
         let good = good.clone();
         move |stream, part| tls::says_part(&good, stream, part)
+    };
+    let members_only = {
+        let identity = scene.ca.identity(Leaf::Good, "*.site.test");
+        let config = tls::server_for_members(&identity, &scene.ca, ONLY_13);
+        move |stream| tls::echo(&config, stream)
     };
     let mut rows = vec![
         row("fine-12", shows(&scene.ca, Leaf::Good, ONLY_12))
@@ -504,18 +601,24 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .known()
             .often()
             .gives(&["tls.reset_after_client_hello"], "origin"),
+        // Without a way worth speaking of it may come before the 200.
         row("reset-on-accept", wire::reset)
             .known()
             .often()
             .gives(
-                &["tls.reset_before_client_hello", "tls.reset_after_client_hello"],
+                &[
+                    "connect.reset",
+                    "tls.reset_before_client_hello",
+                    "tls.reset_after_client_hello",
+                ],
                 "",
             )
             .whoever_it_was(),
         row("reset-on-accept-late", wire::reset)
             .known()
             .late(50)
-            .gives(&["tls.reset_before_client_hello"], "unknown"),
+            .gives(&["connect.reset", "tls.reset_before_client_hello"], "")
+            .whoever_it_was(),
         // Ends and silences.
         row("hello-then-fin", tls::closes_after_the_hello)
             .known()
@@ -544,6 +647,15 @@ fn servers_that_misbehave_and_clients_that_refuse() {
         })
         .known()
         .gives(&["tls.reset_during_server_flight"], "origin"),
+        row("half-a-flight-then-fin", {
+            let half = half.clone();
+            move |stream| {
+                let stream = half(stream, 0.5);
+                let _ = stream.shutdown(Shutdown::Write);
+                tls::listen(&stream);
+            }
+        })
+        .gives(&["tunnel.truncated"], "origin"),
         // What the server says instead.
         row("http", |stream| {
             tls::says(&stream, b"HTTP/1.1 302 Found\r\nLocation: http://portal.test/\r\n\r\n");
@@ -587,39 +699,30 @@ fn servers_that_misbehave_and_clients_that_refuse() {
         row("leaves-before-a-request-12", scene.good())
             .visit(|place, stream| place.client(ONLY_12).only_shake_hands(stream))
             .gives(&["tls.client_closed_before_request"], "client"),
-        row("members-only", {
-            let identity = scene.ca.identity(Leaf::Good, "*.site.test");
-            let config = tls::server_for_members(&identity, &scene.ca, ONLY_13);
-            move |stream| tls::echo(&config, stream)
-        })
-        .visit(|place, stream| {
-            place.client(ONLY_13).knock(stream);
-        })
-        .gives(&["tls.encrypted_alert_from_server"], "origin"),
+        row("members-only", members_only.clone())
+            .visit(|place, stream| place.client(ONLY_13).knock(stream))
+            .gives(&["tls.encrypted_alert_from_server"], "origin"),
+        // As HTTP clients do: the request goes out behind the handshake, whoever reads it.
+        row("members-only-asked-at-once", members_only)
+            .visit(|place, stream| {
+                place.client(ONLY_13).talk(stream).unwrap_err();
+            })
+            .gives(&["tls.encrypted_alert_from_server"], "origin"),
         // Behind the handshake.
         row("reset-in-the-middle", {
             let good = good.clone();
-            move |stream| wire::reset(tls::answer_once(&good, stream).sock)
-        })
-        .visit(|place, stream| {
-            let session = place.client(BOTH).stay(stream).unwrap();
-            tls::listen(&session.sock);
-        })
-        .gives(&["tunnel.reset_by_server"], "origin"),
-        row("half-a-record-then-fin", {
-            let good = good.clone();
             move |stream| {
-                let session = tls::answer_once(&good, stream);
-                wire::send(&session.sock, [0x17, 3, 3, 1, 0, 1, 2, 3]);
-                session.sock.shutdown(Shutdown::Write).unwrap();
-                tls::listen(&session.sock);
+                let stream = tls::answer_once(&good, stream).sock;
+                tls::read_record(&stream);
+                wire::reset(stream);
             }
         })
         .visit(|place, stream| {
             let session = place.client(BOTH).stay(stream).unwrap();
+            wire::send(&session.sock, [0x17, 3, 3, 0, 3, 1, 2, 3]);
             tls::listen(&session.sock);
         })
-        .gives(&["tunnel.truncated"], "origin"),
+        .gives(&["tunnel.reset_by_server"], "origin"),
         row("client-resets", scene.good())
             .visit(|place, stream| {
                 let session = place.client(BOTH).stay(stream).unwrap();
@@ -733,7 +836,7 @@ const ALERTS: &[(&str, u8, &str)] = &[
 
 /// A client that trusts another authority.
 fn refuses(versions: Versions) -> impl Fn(&Place<'_>, TcpStream) + Send + Sync + 'static {
-    let stranger = Ca::new();
+    let stranger = Ca::named("routecause stranger");
     move |place, stream| {
         let refusal = place.stranger(&stranger, versions).talk(stream);
         let refusal = refusal.unwrap_err().to_string();
@@ -766,10 +869,17 @@ fn whose_reset_it_was_on_a_long_way() {
             .known()
             .often()
             .gives(&["tls.reset_after_client_hello"], "origin"),
-        // The one of the server's own that looks forged: its ClientHello was on the way.
+        // The one of the server's own that looks forged: its ClientHello is on the way. Close behind the connection it
+        // may as well be there in time.
         row("reset-on-accept", wire::reset)
             .known()
             .often()
+            .gives(&["tls.reset_after_client_hello"], "")
+            .whoever_it_was(),
+        row("reset-on-accept-hello-soon", wire::reset)
+            .known()
+            .often()
+            .late(50)
             .gives(&["tls.reset_after_client_hello"], "unknown")
             .also(
                 json!({"egress.reset.last_write_acked": false, "egress.reset.accept_race": true}),
@@ -777,32 +887,32 @@ fn whose_reset_it_was_on_a_long_way() {
         row("reset-on-accept-hello-on-the-way", wire::reset)
             .known()
             .often()
-            .late(50)
+            .late(100)
             .gives(&["tls.reset_after_client_hello"], "unknown")
             .also(json!({"egress.reset.accept_race": true})),
         row("reset-on-accept-late", wire::reset)
             .known()
             .often()
-            .late(150)
+            .late(300)
             .gives(&["tls.reset_before_client_hello"], "unknown"),
         // Forged ones.
         row("injected-near-the-client", scene.good())
             .known()
             .often()
-            .filtered(10, &injected)
+            .filtered(NEAR_CLIENT, &injected)
             .gives(&["tls.reset_after_client_hello"], "network")
             .suspects(&["sni_filtering"])
             .also(
                 json!({"egress.reset.last_write_acked": false, "egress.reset.accept_race": false}),
             ),
         row("injected-and-nothing-known", scene.good())
-            .filtered(10, &injected)
+            .filtered(NEAR_CLIENT, &injected)
             .gives(&["tls.reset_after_client_hello"], "network"),
         row("injected-near-the-server", scene.good())
             .known()
             .often()
-            .late(150)
-            .filtered(40, &injected)
+            .late(300)
+            .filtered(NEAR_SERVER, &injected)
             .gives(&["tls.reset_after_client_hello"], "network")
             .suspects(&["sni_filtering"]),
         // As soon as this it may as well be a reset on accept.
@@ -810,35 +920,39 @@ fn whose_reset_it_was_on_a_long_way() {
             .known()
             .often()
             .late(10)
-            .filtered(40, &injected)
+            .filtered(NEAR_SERVER, &injected)
             .gives(&["tls.reset_after_client_hello"], "unknown"),
         row("in-path-near-the-client", scene.good())
             .known()
             .often()
-            .filtered(10, &in_path)
+            .filtered(NEAR_CLIENT, &in_path)
             .gives(&["tls.reset_after_client_hello"], "network")
             .suspects(&["sni_filtering"]),
         row("in-path-near-the-server", scene.good())
             .known()
             .often()
-            .late(150)
-            .filtered(40, &in_path)
+            .late(300)
+            .filtered(NEAR_SERVER, &in_path)
             .gives(&["tls.reset_after_client_hello"], "network")
             .suspects(&["sni_filtering"]),
         // The address is blocked, whatever the name.
         row("reset-on-the-handshake", scene.good())
             .often()
-            .on_the_way(json!({"from": "client", "on": "ack", "at": 10, "reset": 3, "ttl": 44}))
+            .on_the_way(
+                json!({"from": "client", "on": "ack", "at": NEAR_CLIENT, "reset": 3, "ttl": 44}),
+            )
             .gives(&["tls.reset_after_client_hello"], "network"),
         row("reset-on-the-handshake-late", scene.good())
-            .late(60)
-            .on_the_way(json!({"from": "client", "on": "ack", "at": 10, "reset": 3, "ttl": 44}))
+            .late(120)
+            .on_the_way(
+                json!({"from": "client", "on": "ack", "at": NEAR_CLIENT, "reset": 3, "ttl": 44}),
+            )
             .gives(&["tls.reset_before_client_hello"], "unknown")
             .whoever_it_was(),
         row("blackholed", scene.good())
             .known()
             .leave_after(PATIENCE)
-            .filtered(10, &json!({"drop": true}))
+            .filtered(NEAR_CLIENT, &json!({"drop": true}))
             .gives(&["tls.client_hello_blackholed"], "network")
             .suspects(&["sni_filtering"]),
         row("hole-behind-the-server", scene.good())
@@ -847,9 +961,7 @@ fn whose_reset_it_was_on_a_long_way() {
             .gives(&["tls.no_server_hello"], "unknown"),
         // The name stands in the certificate, which TLS 1.2 shows to everybody.
         row("reset-on-the-certificate", scene.shows(Leaf::Good, ONLY_12))
-            .on_the_way(
-                json!({"from": "server", "contains": "site.test", "reset": 3, "drop": true}),
-            )
+            .on_the_way(json!({"from": "server", "contains": "site.test", "reset": 3}))
             .gives(&["tls.reset_during_server_flight"], "")
             .whoever_it_was(),
     ];

@@ -140,6 +140,17 @@ impl Proxy {
         std::mem::take(&mut lines.records)
     }
 
+    /// The same, but takes what there is where not all come soon.
+    pub fn records_up_to(&self, count: usize) -> Vec<Value> {
+        let lines = self.output.lines.lock().unwrap();
+        let (mut lines, _) = self
+            .output
+            .arrived
+            .wait_timeout_while(lines, SOON, |lines| lines.records.len() < count)
+            .unwrap();
+        std::mem::take(&mut lines.records)
+    }
+
     /// Waits for one record and takes it; a second one fails the test.
     pub fn record(&self) -> Value {
         let mut records = self.records(1);

@@ -269,7 +269,7 @@ pub fn echo(config: &Arc<ServerConfig>, stream: TcpStream) {
         }
     }
     // An alert of the server's own may still be due.
-    let _ = tls.conn.complete_io(&mut tls.sock);
+    while tls.conn.wants_write() && tls.conn.write_tls(&mut tls.sock).is_ok() {}
     let _ = tls.sock.shutdown(Shutdown::Write);
     // What is unread at a close would make it a reset.
     listen(&tls.sock);
