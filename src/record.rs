@@ -298,6 +298,12 @@ pub struct Record {
     /// The silence before the end, in milliseconds.
     #[serde(rename = "egress.idle_ms", skip_serializing_if = "Option::is_none")]
     pub idle_ms: Option<f64>,
+    /// The silence before those last bytes of the client that no byte of the server followed, in milliseconds.
+    #[serde(
+        rename = "egress.idle_before_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub idle_before_ms: Option<f64>,
     /// What the cause means and what to do, on failure.
     #[serde(rename = "egress.hint", skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'static, str>>,
@@ -430,6 +436,12 @@ pub struct Tls {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub downgrade_sentinel: bool,
+    /// The status where the server answered the ClientHello in HTTP.
+    #[serde(
+        rename = "egress.tls.reply_status",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub reply_status: Option<u16>,
     /// How many bytes of the server came before the client's next ones.
     #[serde(
         rename = "egress.tls.server_flight_bytes",
@@ -671,7 +683,7 @@ pub struct Suspect {
 }
 
 /// One try of one address of one hop.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Attempt {
     /// The hop: `direct` or an upstream's name.
     pub hop: Arc<str>,
