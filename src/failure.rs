@@ -3,6 +3,8 @@
 //! Failures are born typed where the wait is and travel by `?`. [`classify`] is an exhaustive `match`: a new
 //! failure does not compile until someone has named its cause.
 
+pub mod tunnel;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -12,16 +14,16 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::cause::{Alert, Cause, Kind, Phase, Side};
-use crate::net::connect::{ConnectError, Outcome};
+use crate::net::connect::{ConnectError, Icmp, Outcome};
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Departure;
 use crate::net::upstream::{Reported, UpstreamError};
 use crate::policy::guard::Guard;
-use crate::relay::{self, Reason};
 use crate::target::TargetError;
 use crate::timeouts::Brief;
 use crate::tls::handshake::{HandshakeError, Reached};
 use crate::tls::trust::Verdict;
+use tunnel::Ending;
 
 /// What ended a request, or kept a connection from carrying one.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,8 @@ pub enum Failure {
         upstream: Arc<str>,
         /// Whether we sent credentials.
         with_credentials: bool,
+        /// Whether the same host passed lately at port 443, where this is another port.
+        passes_443: bool,
         /// What it answered.
         error: UpstreamError,
     },
@@ -102,8 +106,8 @@ pub enum Failure {
         after: Duration,
     },
     /// The end of a tunnel.
-    #[error("{}", tunnel_message(.0))]
-    Tunnel(relay::End),
+    #[error(transparent)]
+    Tunnel(Box<Ending>),
     /// The process ends.
     #[error("the proxy is shutting down")]
     Shutdown {
@@ -420,6 +424,17 @@ impl Failure {
         }
     }
 
+    /// The ICMP message behind it.
+    pub fn icmp(&self) -> Option<Icmp> {
+        if let Self::Connect(error) = self {
+            error.icmp()
+        } else if let Self::Reach { failure, .. } = self {
+            failure.icmp()
+        } else {
+            None
+        }
+    }
+
     /// What it means and what to do.
     pub fn hint(&self) -> Cow<'static, str> {
         if let Self::Denied(denied) = self {
@@ -474,6 +489,11 @@ pub fn classify(failure: &Failure) -> Cause {
         }
         Failure::Reach { failure, .. } => return Cause::of_upstream(classify(failure).kind),
         Failure::Upstream {
+            error: UpstreamError::Refused(reply),
+            passes_443: true,
+            ..
+        } if reply.status == StatusCode::FORBIDDEN => Kind::UpstreamPortDenied,
+        Failure::Upstream {
             with_credentials,
             error,
             ..
@@ -496,13 +516,13 @@ pub fn classify(failure: &Failure) -> Cause {
             Phase::Dns | Phase::Policy | Phase::Client => Kind::ClientGaveUpDns,
             Phase::Connect => Kind::ClientGaveUpConnect,
             Phase::Upstream => Kind::ClientGaveUpUpstream,
-            Phase::Tunnel | Phase::Close => Kind::ClientReset,
             Phase::Tls => Kind::ClientGaveUpTls,
+            Phase::Tunnel | Phase::Close => Kind::ClientReset,
             Phase::Http => Kind::ClientGaveUpResponse,
         },
         Failure::ClientStalled { .. } => Kind::ClientWriteTimeout,
         Failure::RequestBodyStalled { .. } => Kind::ClientRequestTimeout,
-        Failure::Tunnel(end) => classify_end(end),
+        Failure::Tunnel(ending) => return tunnel::classify(ending),
         Failure::Shutdown {
             phase: Phase::Tunnel,
         } => Kind::TunnelShutdown,
@@ -515,7 +535,7 @@ pub fn classify(failure: &Failure) -> Cause {
 /// Names what became of one address; nothing where it is used, or where what ended the request ended it.
 pub fn classify_try(outcome: &Outcome) -> Option<Kind> {
     match outcome {
-        Outcome::Connected | Outcome::Abandoned => None,
+        Outcome::Connected { .. } | Outcome::Abandoned => None,
         Outcome::Failed(error) => Some(classify_connect(error)),
         Outcome::Overtaken => Some(Kind::ConnectOvertaken),
     }
@@ -525,17 +545,22 @@ pub fn classify_try(outcome: &Outcome) -> Option<Kind> {
 fn classify_connect(error: &ConnectError) -> Kind {
     match error {
         ConnectError::Refused { .. } => Kind::ConnectRefused,
+        ConnectError::RefusedByDevice { .. } => Kind::ConnectRefusedByDevice,
+        ConnectError::Prohibited { .. } => Kind::ConnectProhibited,
         ConnectError::Reset { .. } => Kind::ConnectReset,
         ConnectError::TimedOut { .. } => Kind::ConnectTimeout,
-        ConnectError::NoRoute { .. } => Kind::ProxyNoRoute,
         ConnectError::NetUnreachable { .. } => Kind::ConnectUnreachableNet,
         ConnectError::HostUnreachable { .. } => Kind::ConnectUnreachableHost,
         ConnectError::ProtoUnreachable { .. } => Kind::ConnectUnreachableProto,
+        ConnectError::TtlExceeded { .. } => Kind::ConnectTtlExceeded,
+        ConnectError::NeighbourDead { .. } => Kind::ConnectNeighbourDead,
+        ConnectError::DeniedByFirewall { .. } => Kind::ProxyEgressDeniedFirewall,
+        ConnectError::Denied { .. } => Kind::ProxyEgressDeniedLsm,
+        ConnectError::NoRoute { .. } => Kind::ProxyNoRoute,
         ConnectError::AddressInvalid { .. } | ConnectError::NoAddresses => {
             Kind::ConnectAddressInvalid
         }
         ConnectError::FamilyUnsupported { .. } => Kind::ConnectFamilyUnsupported,
-        ConnectError::Denied { .. } => Kind::ProxyEgressDeniedLsm,
         ConnectError::NoPorts { .. } => Kind::ProxyResourcePorts,
         ConnectError::NoFds { .. } => Kind::ProxyResourceFd,
         ConnectError::NoMemory { .. } => Kind::ProxyResourceMemory,
@@ -678,49 +703,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-/// A silence after which a broken tunnel is told from one that broke in mid-flow.
-const IDLE: Duration = Duration::from_secs(30);
-
-fn classify_end(end: &relay::End) -> Kind {
-    match &end.reason {
-        Reason::ClientFin => Kind::CloseClientFin,
-        Reason::ServerFin => Kind::CloseServerFin,
-        Reason::BothFin => Kind::CloseBoth,
-        Reason::ClientReset(_) | Reason::ClientError(_) => Kind::ClientReset,
-        Reason::ServerReset(_) => Kind::TunnelResetByServer,
-        Reason::ServerError(error) => classify_server_error(error.kind(), end.idle_before),
-        Reason::Idle { .. } => Kind::TunnelIdleTimeout,
-    }
-}
-
-fn classify_server_error(error: io::ErrorKind, idle: Duration) -> Kind {
-    if error == io::ErrorKind::TimedOut && idle >= IDLE {
-        Kind::TunnelBlackholedAfterIdle
-    } else if error == io::ErrorKind::TimedOut {
-        Kind::TunnelNoAck
-    } else if matches!(
-        error,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
-    ) {
-        Kind::TunnelIcmp
-    } else {
-        Kind::TunnelResetByServer
-    }
-}
-
-fn tunnel_message(end: &relay::End) -> String {
-    match &end.reason {
-        Reason::ClientFin => "the client ended the tunnel".to_owned(),
-        Reason::ServerFin => "the server ended the tunnel".to_owned(),
-        Reason::BothFin => "both sides ended the tunnel".to_owned(),
-        Reason::ClientReset(error) => format!("the client reset the tunnel: {error}"),
-        Reason::ServerReset(error) => format!("the server's side reset the tunnel: {error}"),
-        Reason::ClientError(error) => format!("the client's connection failed: {error}"),
-        Reason::ServerError(error) => format!("the server's connection failed: {error}"),
-        Reason::Idle { after } => format!("no byte passed in the tunnel for {}", Brief(*after)),
-    }
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Preflight {
 /// When a target that keeps failing is refused without a try (`defaults.circuit`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Circuit {
-    /// How many failures of a target open it: 1 to 1000.
+    /// How many failures of a target in a row open it: 1 to 1000.
     pub fails: u32,
     /// The time in which they must fall, at most an hour.
     pub within: Duration,

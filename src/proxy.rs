@@ -24,16 +24,16 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use crate::cause::Phase;
-use crate::exchange::{Exchange, Presence};
-use crate::failure::{Denied, DeniedBy, Failure, RequestError};
+use crate::exchange::{Exchange, Presence, Trail};
+use crate::failure::{Denied, DeniedBy, Failure, RequestError, classify};
+use crate::memory::Memory;
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Socket;
 use crate::observe::Observe;
 use crate::policy::{
-    Decision, Denial, Lookup, Needs, Policy, Preflight, Query, RouteId, RouteSpec, Scheme, Step,
-    Verdict, Walk,
+    Decision, Denial, Lookup, Needs, Policy, Preflight, Query, RouteId, Scheme, Step, Verdict, Walk,
 };
-use crate::route::{Plan, Purpose};
+use crate::route::{Conn, Dial, Plan, Purpose};
 use crate::snapshot::Snapshot;
 use crate::target::{MAX_TARGET, Target};
 use crate::tls::trust::Roots;
@@ -50,6 +50,8 @@ pub struct Proxy {
     pub snapshot: ArcSwap<Snapshot>,
     /// Where records go.
     pub observer: Arc<dyn Observe>,
+    /// What they showed.
+    pub memory: Arc<Memory>,
     /// Our names.
     pub identity: Identity,
     /// The certificates that are trusted here.
@@ -148,11 +150,15 @@ impl Proxy {
             }
             Err(failure) => {
                 let wants_json = respond::wants_json(&accept);
+                let earlier = exchange
+                    .target()
+                    .and_then(|(host, port)| self.memory.earlier(host, port, Timestamp::now()));
                 let mut response = respond::failure(
                     &failure,
                     exchange.id(),
                     route.as_deref(),
                     wants_json,
+                    earlier.as_ref(),
                     &self.identity,
                 );
                 if is_connect {
@@ -186,16 +192,15 @@ impl Proxy {
             };
             let (decided, plan) =
                 decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
-            let (way, trail) = (snapshot.route(decided.route), exchange.trail());
-            if let Some(Preflight::Tls) = decided.preflight {
-                let is_direct = snapshot.policy.route(decided.route).spec == RouteSpec::Direct;
-                let (roots, tracker) = (&self.roots, &self.tracker);
-                preflight::tls(way, &plan, roots, is_direct, trail, tracker).await?;
-            }
-            let conn = way.dial(&plan, trail).await?;
+            let way = snapshot.route(decided.route);
+            let conn = self
+                .open(way, &plan, decided.preflight, exchange.trail())
+                .await
+                .map_err(|failure| self.compare(failure, &target, exchange.trail()))?;
             Ok::<_, Failure>(Ends {
                 server: conn.socket,
                 early: conn.early,
+                is_end_to_end: conn.is_end_to_end,
                 timeouts: plan.timeouts,
             })
         };
@@ -208,6 +213,39 @@ impl Proxy {
         };
         let response = respond::established(&self.identity).map(|_| ());
         Ok(Served::Tunnel(Box::new(Agreed { response, ends })))
+    }
+
+    /// Opens a tunnel's way, once what its rule wants tried went well.
+    async fn open(
+        &self,
+        way: &Arc<dyn Dial>,
+        plan: &Plan,
+        preflight: Option<Preflight>,
+        trail: &Trail,
+    ) -> Result<Conn, Failure> {
+        match preflight {
+            None => {}
+            Some(Preflight::Tls) => {
+                preflight::tls(way, plan, &self.roots, trail, &self.tracker).await?;
+            }
+        }
+        way.dial(plan, trail).await
+    }
+
+    /// Holds an upstream's refusal against what it let pass lately: a host at 443 only.
+    fn compare(&self, mut failure: Failure, target: &Target, trail: &Trail) -> Failure {
+        if let Failure::Upstream {
+            upstream,
+            passes_443,
+            ..
+        } = &mut failure
+            && target.port != 443
+        {
+            let host = target.host.to_string();
+            *passes_443 = self.memory.passes(&host, 443, upstream, Timestamp::now());
+            trail.last_try_failed(classify(&failure));
+        }
+        failure
     }
 
     /// Lets in who may use the proxy, and takes the policy that the request keeps.

@@ -1,4 +1,7 @@
-//! TLS as we judge it, and as we speak it ourselves. A client's own handshake is none of it: that stays opaque.
+//! What TLS shows of itself in the clear, and what it shows us where we shake hands ourselves. Nothing here decrypts, alters
+//! or delays a client's bytes.
 
 pub mod handshake;
+pub mod hello;
+pub mod ledger;
 pub mod trust;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 7] = [
     &["target", "client", "timeouts", "secret", "cause", "record"],
     &["policy", "config"],
-    &["net", "tls", "relay"],
-    &["failure", "observe", "exchange", "route"],
+    &["net", "relay", "tls"],
+    &["failure", "observe", "memory", "exchange", "route"],
     &["snapshot", "proxy", "listen"],
     &["app"],
     &["cli"],

@@ -207,7 +207,7 @@ written! {
 written! {
     /// When a target that keeps failing is refused without a try (503, `proxy.circuit_open`).
     Circuit is "`circuit`", later [] {
-        /// How many failures of a target open it: 1 to 1000.
+        /// How many failures of a target in a row open it: 1 to 1000.
         fails "write `fails: 5`": Count,
         /// The time in which they must fall, at most 1h.
         within "write `within: 30s`": Wait,

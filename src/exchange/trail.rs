@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use super::millis;
 use crate::cause::{Cause, Phase};
-use crate::net::connect::Try;
+use crate::net::connect::{Outcome, Try};
 use crate::net::resolve::Resolved;
 use crate::net::socket::Socket;
 use crate::net::upstream::Reply;
 use crate::record::{self, Attempt, Record, Tls, quote};
 use crate::tls::handshake::{HandshakeError, Reached};
+use crate::tls::ledger::State;
 use crate::tls::trust::Judgement;
 
 /// The facts noted while a request is under way. The wait that learns a fact notes it at once, so that
@@ -149,6 +150,12 @@ impl Trail {
 
     /// Notes one try of one address; `cause` is `None` where it went well.
     pub fn tried(&self, attempt: &Try, cause: Option<Cause>) {
+        if let Outcome::Connected {
+            retransmissions: 1..,
+        } = attempt.outcome
+        {
+            self.note("connect.slow");
+        }
         let mut story = self.story();
         let hop = story.hop.clone().unwrap_or_default();
         story.attempts.push(Attempt {
@@ -157,6 +164,11 @@ impl Trail {
             family: Some(record::family(attempt.address.ip())),
             cause: cause.map(Cause::id),
             ms: millis(attempt.took),
+            icmp: attempt.outcome.icmp().map(|icmp| record::Icmp {
+                r#type: icmp.r#type,
+                code: icmp.code,
+                offender: icmp.offender,
+            }),
             reused: false,
         });
     }
@@ -179,6 +191,7 @@ impl Trail {
             family: Some(record::family(socket.peer().ip())),
             cause: None,
             ms: 0.0,
+            icmp: None,
             reused: true,
         });
         story.peer = Some(socket.peer());
@@ -203,6 +216,7 @@ impl Trail {
             family: None,
             cause,
             ms: millis(took),
+            icmp: None,
             reused: false,
         });
     }
@@ -256,7 +270,7 @@ impl Trail {
 
     /// Notes that a handshake of our own was finished.
     pub fn shook_hands(&self) {
-        self.story().tls.get_or_insert_default().state = "T6";
+        self.story().tls.get_or_insert_default().state = State::T6.as_str();
     }
 
     /// Notes how far a handshake of our own came, and what the server said of it.
@@ -267,7 +281,7 @@ impl Trail {
         let mut story = self.story();
         let tls = story.tls.get_or_insert_default();
         // What is not told by how far it came was said in the server's flight.
-        tls.state = error.reached().map_or("T4", Reached::as_str);
+        tls.state = error.reached().map_or(State::T4, Reached::state).as_str();
         if let HandshakeError::Alert { alert, .. } = error {
             tls.alert = Some(alert.0);
             tls.alert_from = Some("server");
@@ -323,7 +337,7 @@ impl Story {
         if let Some(own) = &self.tls {
             tell_tls(own, record.tls.get_or_insert_default());
         }
-        record.notes.clone_from(&self.notes);
+        record.notes.extend(&self.notes);
         if record.would.is_none() {
             record.would.clone_from(&self.would);
         }

@@ -81,7 +81,10 @@ impl Proxy {
         };
         let (response, lease) = errand.run(parts, body, exchange).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.upgrade(response, &wishes, plan.timeouts).await;
+            let is_end_to_end = matches!(lease.form, Form::Origin);
+            return self
+                .upgrade(response, &wishes, is_end_to_end, plan.timeouts)
+                .await;
         }
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return Err(asks_for_credentials(response, &lease.form, exchange).await);
@@ -146,6 +149,7 @@ impl Proxy {
         &self,
         mut response: Response<Incoming>,
         wishes: &Wishes,
+        is_end_to_end: bool,
         timeouts: Arc<Timeouts>,
     ) -> Result<Served, Failure> {
         if wishes.upgrade.is_none() {
@@ -160,6 +164,7 @@ impl Proxy {
         let ends = Ends {
             server: ends.io.into_inner(),
             early: ends.read_buf,
+            is_end_to_end,
             timeouts,
         };
         let (mut parts, _) = response.into_parts();
@@ -436,6 +441,7 @@ async fn refused(
     Failure::Upstream {
         upstream: upstream.clone(),
         with_credentials,
+        passes_443: false,
         error: UpstreamError::Refused(Box::new(reply)),
     }
 }
@@ -479,6 +485,7 @@ fn by_hop(failure: Failure, form: &Form) -> Failure {
     Failure::Upstream {
         upstream: upstream.clone(),
         with_credentials: credentials.is_some(),
+        passes_443: false,
         error,
     }
 }

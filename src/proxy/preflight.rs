@@ -27,7 +27,6 @@ pub(super) async fn tls(
     route: &Arc<dyn Dial>,
     plan: &Plan,
     roots: &Arc<Roots>,
-    is_direct: bool,
     trail: &Trail,
     tracker: &TaskTracker,
 ) -> Result<(), Failure> {
@@ -49,7 +48,11 @@ pub(super) async fn tls(
         Err(mut error) => {
             trail.handshake_failed(&error);
             // An upstream's acknowledgement says nothing of the target.
-            let is_acknowledged = is_direct.then(|| look(&socket, &mut error)).flatten();
+            let is_acknowledged = if conn.is_end_to_end {
+                look(&socket, &mut error)
+            } else {
+                None
+            };
             let failure = Failure::Handshake {
                 server: plan.target.to_string(),
                 error,

@@ -47,6 +47,7 @@ impl Upstream {
                 socket,
                 early: Bytes::new(),
                 form,
+                is_end_to_end: false,
             });
         }
         trail.enter(Phase::Upstream);
@@ -61,6 +62,7 @@ impl Upstream {
                 socket,
                 early: tunnel.early,
                 form: Form::Origin,
+                is_end_to_end: false,
             }),
             Err(error) => {
                 if let UpstreamError::Refused(reply) = &error {
@@ -70,6 +72,7 @@ impl Upstream {
                 let failure = Failure::Upstream {
                     upstream: self.name.clone(),
                     with_credentials,
+                    passes_443: false,
                     error,
                 };
                 trail.last_try_failed(classify(&failure));

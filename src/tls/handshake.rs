@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use super::ledger::State;
 use super::trust::{Judgement, Roots, Verdict, provider, server_name};
 use crate::cause::Alert;
 use crate::net::socket::reset_behind;
@@ -70,14 +71,14 @@ pub enum Reached {
 }
 
 impl Reached {
-    /// The state in a record, from `T0` to `T6`.
-    pub fn as_str(self) -> &'static str {
+    /// The same in the words of a tunnel's handshake.
+    pub fn state(self) -> State {
         match self {
-            Self::Nothing => "T0",
-            Self::ClientHello => "T2",
-            Self::FirstByte => "T3",
-            Self::ServerHello => "T4",
-            Self::ClientFlight => "T6",
+            Self::Nothing => State::T0,
+            Self::ClientHello => State::T2,
+            Self::FirstByte => State::T3,
+            Self::ServerHello => State::T4,
+            Self::ClientFlight => State::T6,
         }
     }
 }

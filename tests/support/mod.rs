@@ -5,8 +5,10 @@
 
 pub mod goods;
 pub mod needs;
+pub mod netns;
 pub mod origin;
 pub mod schema;
+pub mod tls;
 pub mod web;
 pub mod wire;
 
@@ -138,6 +140,17 @@ impl Proxy {
         std::mem::take(&mut lines.records)
     }
 
+    /// The same, but takes what there is where not all come soon.
+    pub fn records_up_to(&self, count: usize) -> Vec<Value> {
+        let lines = self.output.lines.lock().unwrap();
+        let (mut lines, _) = self
+            .output
+            .arrived
+            .wait_timeout_while(lines, SOON, |lines| lines.records.len() < count)
+            .unwrap();
+        std::mem::take(&mut lines.records)
+    }
+
     /// Waits for one record and takes it; a second one fails the test.
     pub fn record(&self) -> Value {
         let mut records = self.records(1);
@@ -252,6 +265,22 @@ impl Starting {
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .unwrap();
+        self
+    }
+
+    /// Lets another program start it, which becomes it: the proxy's command line follows its arguments.
+    pub fn through(mut self, program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.arg(self.command.get_program());
+        command.args(self.command.get_args());
+        self.command = command;
         self
     }
 
