@@ -3,6 +3,7 @@
 //! Failures are born typed where the wait is and travel by `?`. [`classify`] is an exhaustive `match`: a new
 //! failure does not compile until someone has named its cause.
 
+pub mod handshake;
 pub mod tunnel;
 
 use std::borrow::Cow;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::cause::{Alert, Cause, Kind, Phase, Side};
+use crate::cause::{Cause, Kind, Phase};
 use crate::net::connect::{ConnectError, Icmp, Outcome};
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Departure;
@@ -21,8 +22,7 @@ use crate::net::upstream::{Reported, UpstreamError};
 use crate::policy::guard::Guard;
 use crate::target::TargetError;
 use crate::timeouts::Brief;
-use crate::tls::handshake::{HandshakeError, Reached};
-use crate::tls::trust::Verdict;
+use handshake::Handshake;
 use tunnel::Ending;
 
 /// What ended a request, or kept a connection from carrying one.
@@ -53,15 +53,8 @@ pub enum Failure {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A TLS handshake of our own.
-    #[error("handshake with {server}: {}", chain(error))]
-    Handshake {
-        /// Whom with: the target, or an upstream's host and port.
-        server: String,
-        /// How it failed.
-        error: HandshakeError,
-        /// Whether the server's TCP acknowledged all that we sent; `None` where that cannot be told.
-        is_acknowledged: Option<bool>,
-    },
+    #[error("{}", .0.message())]
+    Handshake(Box<Handshake>),
     /// The way to an upstream, before it was asked for anything.
     #[error("upstream {upstream}: {}", chain(failure.as_ref()))]
     Reach {
@@ -473,20 +466,7 @@ pub fn classify(failure: &Failure) -> Cause {
         Failure::Connections { .. } => Kind::ProxyLimitConnections,
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),
-        Failure::Handshake {
-            error,
-            is_acknowledged,
-            ..
-        } => {
-            let cause = Cause::from(classify_handshake(error));
-            let is_reset = cause.kind == Kind::TlsResetAfterClientHello;
-            // Who took the ClientHello in is who answered it.
-            return if is_reset && *is_acknowledged == Some(true) {
-                cause.by(Side::Origin)
-            } else {
-                cause
-            };
-        }
+        Failure::Handshake(handshake) => return handshake::classify(handshake),
         Failure::Reach { failure, .. } => return Cause::of_upstream(classify(failure).kind),
         Failure::Upstream {
             error: UpstreamError::Refused(reply),
@@ -578,75 +558,6 @@ fn classify_resolve(error: &ResolveError) -> Kind {
         ResolveError::Refused { .. } => Kind::DnsRefused,
         ResolveError::Misbehaving { .. } => Kind::DnsServerMisbehaving,
     }
-}
-
-/// Names the cause of a handshake of ours that did not come about.
-fn classify_handshake(error: &HandshakeError) -> Kind {
-    match error {
-        HandshakeError::Name(_) => Kind::ClientBadTarget,
-        HandshakeError::Reset { reached, .. } | HandshakeError::Broken { reached, .. } => {
-            match reached {
-                Reached::Nothing => Kind::TlsResetBeforeClientHello,
-                Reached::ClientHello => Kind::TlsResetAfterClientHello,
-                Reached::FirstByte | Reached::ServerHello | Reached::ClientFlight => {
-                    Kind::TlsResetDuringServerFlight
-                }
-            }
-        }
-        HandshakeError::Closed { reached } => match reached {
-            Reached::Nothing => Kind::TlsResetBeforeClientHello,
-            Reached::ClientHello => Kind::TlsClosedAfterClientHello,
-            Reached::FirstByte | Reached::ServerHello | Reached::ClientFlight => {
-                Kind::TlsResetDuringServerFlight
-            }
-        },
-        HandshakeError::TimedOut {
-            is_unacknowledged: true,
-            ..
-        } => Kind::TlsClientHelloBlackholed,
-        HandshakeError::TimedOut { reached, .. } => match reached {
-            Reached::Nothing | Reached::ClientHello => Kind::TlsNoServerHello,
-            Reached::FirstByte | Reached::ServerHello => Kind::TlsServerFlightStalled,
-            Reached::ClientFlight => Kind::TlsHandshakeTimeout,
-        },
-        // Numbers that say exactly what a row of its own says; 40 (handshake_failure) does not.
-        HandshakeError::Alert { alert, .. } => match alert {
-            Alert(70) => Kind::TlsVersionMismatch,
-            Alert(71) => Kind::TlsCipherMismatch,
-            Alert(120) => Kind::TlsAlpnRefused,
-            Alert(121) => Kind::TlsEchRejected,
-            Alert(_) => Kind::TlsAlertFromServer(*alert),
-        },
-        HandshakeError::NotTls { .. } | HandshakeError::Protocol(_) => Kind::TlsNotTlsReply,
-        HandshakeError::Certificate(judgement) => {
-            classify_verdict(judgement.verdict).unwrap_or(Kind::ProxyInternal)
-        }
-        HandshakeError::Version => Kind::TlsVersionMismatch,
-        HandshakeError::Cipher => Kind::TlsCipherMismatch,
-        HandshakeError::Alpn => Kind::TlsAlpnRefused,
-        HandshakeError::Downgrade => Kind::TlsDowngradeSentinel,
-        HandshakeError::Ech => Kind::TlsEchRejected,
-        HandshakeError::Own(_) => Kind::ProxyInternal,
-    }
-}
-
-/// Names what a verdict on a certificate amounts to; nothing where it is valid.
-pub fn classify_verdict(verdict: Verdict) -> Option<Kind> {
-    Some(match verdict {
-        Verdict::Valid => return None,
-        Verdict::SelfSigned => Kind::TlsCertSelfSigned,
-        Verdict::UnknownIssuer => Kind::TlsCertUnknownIssuer,
-        Verdict::IncompleteChain => Kind::TlsCertIncompleteChain,
-        Verdict::Expired => Kind::TlsCertExpired,
-        Verdict::NotYetValid => Kind::TlsCertNotYetValid,
-        Verdict::NameMismatch => Kind::TlsCertNameMismatch,
-        Verdict::Revoked => Kind::TlsCertRevoked,
-        Verdict::WrongPurpose => Kind::TlsCertWrongPurpose,
-        Verdict::CaAsLeaf => Kind::TlsCertCaAsLeaf,
-        Verdict::Weak => Kind::TlsCertWeak,
-        Verdict::Malformed => Kind::TlsCertMalformed,
-        Verdict::KnownInterceptor => Kind::TlsCertKnownInterceptor,
-    })
 }
 
 fn classify_upstream(error: &UpstreamError, with_credentials: bool) -> Kind {

@@ -94,6 +94,7 @@ impl Careful {
         std::fs::write(&file, ca.pem()).unwrap();
         let proxy = Proxy::under(policy)
             .env("SSL_CERT_FILE", file.to_str().unwrap())
+            .env("SSL_CERT_DIR", "")
             .start();
         Self {
             proxy,
@@ -222,7 +223,10 @@ fn a_reset_behind_the_client_hello_is_told() {
         "connection_terminated",
         "origin",
     );
-    check!(&record, "egress.tls.state": "T2");
+    check!(&record,
+        "egress.tls.state": "T2", "tls.client.server_name": "a.example", "egress.tcp.server.close": "rst",
+        "egress.tcp.server.errno": "ECONNRESET", "egress.reset.last_write_acked": true, "egress.reset.accept_race": false,
+    );
     served.join().unwrap();
 }
 
@@ -250,6 +254,7 @@ fn plain_http_on_the_port_is_quoted() {
     let port = origin.address.port();
     let cause = "tls.not_tls_reply";
     let record = careful.refuses(port, 502, cause, "tls_protocol_error", "unknown");
+    check!(&record, "egress.tls.reply_status": 400);
     let message = record["error.message"].as_str().unwrap();
     assert!(
         message.contains("it says \"HTTP/1.1 400 Bad Request\""),
@@ -390,7 +395,10 @@ fn where_the_system_has_no_roots_those_of_the_crate_are_taken_and_named() {
          rules: [{name: careful, direct: true, preflight: tls}]\ndefault: {direct: true}\n",
     );
     let careful = Careful {
-        proxy: proxy.env("SSL_CERT_FILE", "/dev/null").start(),
+        proxy: proxy
+            .env("SSL_CERT_FILE", "/dev/null")
+            .env("SSL_CERT_DIR", "")
+            .start(),
         _folder: tempfile::tempdir().unwrap(),
     };
     let server = tls(signed(&names("a.example"), &ca));

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::millis;
+use super::{evidence, millis};
 use crate::cause::{Cause, Phase};
 use crate::net::connect::{Outcome, Try};
 use crate::net::resolve::Resolved;
 use crate::net::socket::Socket;
 use crate::net::upstream::Reply;
 use crate::record::{self, Attempt, Record, Tls, quote};
-use crate::tls::handshake::{HandshakeError, Reached};
 use crate::tls::ledger::State;
 use crate::tls::trust::Judgement;
 
@@ -256,36 +255,14 @@ impl Trail {
         });
     }
 
-    /// Notes the certificate that a handshake of our own showed.
-    pub fn certificate(&self, judgement: &Judgement) {
-        let mut story = self.story();
-        let tls = story.tls.get_or_insert_default();
-        tls.subject = Some(judgement.subject.clone());
-        tls.issuer = Some(judgement.issuer.clone());
-        tls.not_before = judgement.not_before.map(|moment| moment.to_string());
-        tls.not_after = judgement.not_after.map(|moment| moment.to_string());
-        tls.sha256 = Some(judgement.sha256.clone());
-        tls.certificate = Some(judgement.verdict.as_str());
-    }
-
-    /// Notes that a handshake of our own was finished.
-    pub fn shook_hands(&self) {
-        self.story().tls.get_or_insert_default().state = State::T6.as_str();
-    }
-
-    /// Notes how far a handshake of our own came, and what the server said of it.
-    pub fn handshake_failed(&self, error: &HandshakeError) {
-        if let HandshakeError::Certificate(judgement) = error {
-            self.certificate(judgement);
-        }
-        let mut story = self.story();
-        let tls = story.tls.get_or_insert_default();
-        // What is not told by how far it came was said in the server's flight.
-        tls.state = error.reached().map_or(State::T4, Reached::state).as_str();
-        if let HandshakeError::Alert { alert, .. } = error {
-            tls.alert = Some(alert.0);
-            tls.alert_from = Some("server");
-        }
+    /// Notes the certificate of a handshake of our own that was finished.
+    pub fn shook_hands(&self, judgement: &Judgement) {
+        let mut tls = Tls {
+            state: State::T6.as_str(),
+            ..Tls::default()
+        };
+        evidence::tell_certificate(judgement, &mut tls);
+        self.story().tls = Some(tls);
     }
 
     /// Notes the first byte of the server, counted from the connection.
@@ -344,12 +321,10 @@ impl Story {
     }
 }
 
-/// Adds what a handshake of our own showed to what the client's showed, which is told first.
+/// Adds the certificate that a handshake of our own showed, where the client's showed none.
 fn tell_tls(own: &Tls, told: &mut Tls) {
     if told.state.is_empty() {
         told.state = own.state;
-        told.alert = own.alert;
-        told.alert_from = own.alert_from;
     }
     if told.sha256.is_none() {
         told.subject.clone_from(&own.subject);

@@ -179,10 +179,8 @@ fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String
     {
         let _ = write!(field, "; received-status={}", reply.status.as_u16());
     }
-    if let Failure::Handshake {
-        error: HandshakeError::Alert { alert, .. },
-        ..
-    } = failure
+    if let Failure::Handshake(handshake) = failure
+        && let HandshakeError::Alert { alert, .. } = &handshake.error
     {
         let _ = write!(field, "; alert-id={}; alert-message=\"{alert}\"", alert.0);
     }

@@ -15,7 +15,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, PeerIncompatible, PeerMisbehaved, SignatureScheme,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
 use super::ledger::State;
@@ -106,6 +106,8 @@ pub enum HandshakeError {
     Reset {
         /// How far it had come.
         reached: Reached,
+        /// From our last write to it.
+        since_write: Option<Duration>,
         /// The number of the error.
         #[source]
         source: io::Error,
@@ -121,10 +123,8 @@ pub enum HandshakeError {
     TimedOut {
         /// How far it had come.
         reached: Reached,
-        /// The limit, or how long the kernel tried.
+        /// The limit.
         after: Duration,
-        /// Whether the ClientHello was sent again and again and not acknowledged; the caller knows its TCP connection.
-        is_unacknowledged: bool,
     },
     /// The connection failed in another way.
     #[error("the connection failed {reached}")]
@@ -247,7 +247,6 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         (Err(_), _) => Err(HandshakeError::TimedOut {
             reached: facts.reached(),
             after: limit,
-            is_unacknowledged: false,
         }),
     }
 }
@@ -356,7 +355,8 @@ fn refusal(verdict: Verdict) -> CertificateError {
 /// What passed over a connection until its handshake was over.
 #[derive(Debug, Default)]
 struct Facts {
-    sent: bool,
+    /// The last write.
+    wrote: Option<Instant>,
     /// Something was sent behind the server's first byte.
     answered: bool,
     received: usize,
@@ -371,7 +371,7 @@ impl Facts {
             _ => None,
         };
         let has_hello = |length: u32| u32::try_from(self.received).is_ok_and(|n| n >= length + 9);
-        match (self.sent, self.received) {
+        match (self.wrote.is_some(), self.received) {
             (false, 0) => Reached::Nothing,
             (true, 0) => Reached::ClientHello,
             _ if self.answered => Reached::ClientFlight,
@@ -400,7 +400,11 @@ impl Facts {
         if source.kind() == io::ErrorKind::UnexpectedEof {
             HandshakeError::Closed { reached }
         } else if reset_behind(&source).is_some() {
-            HandshakeError::Reset { reached, source }
+            HandshakeError::Reset {
+                reached,
+                since_write: self.wrote.map(|wrote| wrote.elapsed()),
+                source,
+            }
         } else {
             HandshakeError::Broken { reached, source }
         }
@@ -487,7 +491,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
         self.note(|facts| {
-            facts.sent = true;
+            facts.wrote = Some(Instant::now());
             // A lone "change cipher spec" is for middleboxes only (RFC 8446, appendix D.4).
             facts.answered |= facts.received > 0 && buf.first() != Some(&20);
         });
