@@ -4,6 +4,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -14,7 +15,7 @@ use rustls::{
 use serde_json::Value;
 
 use support::origin::{Listening, Origin};
-use support::{Proxy, check, wire};
+use support::{Proxy, check, needs, run, wire};
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
 
@@ -204,6 +205,27 @@ fn the_certificates_facts_are_in_the_record_and_its_fault_in_the_message() {
         "tls.server.not_before": "1975-01-01T00:00:00Z",
         "error.message": (format!("handshake with a.example:{port}: the certificate is for b.example")),
     );
+}
+
+#[test]
+fn python_and_curl_print_the_cause() {
+    let ca = authority("routecause test authority");
+    let careful = Careful::trusting(&ca);
+    let server = tls(signed(&names("b.example"), &ca));
+    let url = format!("https://a.example:{}/", server.address.port());
+    let expected = "502 tls.cert.name_mismatch: handshake with a.example:";
+    if !needs::lacks("python3") {
+        let script = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])";
+        let mut python = Command::new("python3");
+        python.args(["-c", script, &url]);
+        let (_, _, stderr) = run(python.env("https_proxy", careful.proxy.url()));
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    if !needs::lacks("curl") {
+        let mut curl = Command::new("curl");
+        let (_, _, stderr) = run(curl.args(["-sv", "-x", &careful.proxy.url(), &url]));
+        assert!(stderr.contains(expected), "{stderr}");
+    }
 }
 
 #[test]
