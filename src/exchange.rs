@@ -3,6 +3,7 @@
 //! An [`Exchange`] is a guard: whatever ends it (an answer, a failure, a drop, a panic, the end of the
 //! process) emits exactly one [`Record`]. What is learned on the way is noted on its [`Trail`].
 
+mod evidence;
 mod trail;
 
 use std::borrow::Cow;
@@ -12,20 +13,20 @@ use std::time::Duration;
 
 use http::StatusCode;
 use jiff::Timestamp;
-use nix::errno::Errno;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::cause::{Cause, Phase};
 use crate::client::Client;
+use crate::failure::tunnel::Ending;
 use crate::failure::{Failure, OriginError, chain, classify};
 use crate::net::socket::Departure;
 use crate::observe::Observe;
 use crate::policy::{Decision, Policy};
-use crate::record::{self, Action, ClientTcp, Outcome, Record, ServerTcp, quote};
+use crate::record::{self, Action, Outcome, Record, quote};
 
-use crate::relay::{End, Meter, Reason};
+use crate::relay::Meter;
 use crate::target::Target;
 
 pub use trail::Trail;
@@ -267,19 +268,9 @@ impl Exchange {
     }
 
     /// Ends as a tunnel ended.
-    pub fn end(mut self, end: End) {
-        let open = self.open_mut();
-        open.record.client_tcp = Some(Box::new(ClientTcp {
-            close: Some(end.client.as_str()),
-            ..ClientTcp::default()
-        }));
-        open.record.server_tcp = Some(Box::new(ServerTcp {
-            close: Some(end.server.as_str()),
-            errno: server_errno(&end).map(Cow::Owned),
-            ..ServerTcp::default()
-        }));
-        open.record.idle_ms = Some(millis(end.idle));
-        let failure = Failure::Tunnel(end);
+    pub fn end(mut self, ending: Ending) {
+        evidence::tell(&ending, &mut self.open_mut().record);
+        let failure = Failure::Tunnel(Box::new(ending));
         let cause = classify(&failure);
         if cause.is_success() {
             self.close(Some(cause), None);
@@ -379,16 +370,6 @@ impl Drop for Exchange {
         };
         self.close_failed(&failure);
     }
-}
-
-/// The name of the error number that ended the server's side.
-fn server_errno(end: &End) -> Option<String> {
-    let (Reason::ServerReset(error) | Reason::ServerError(error)) = &end.reason else {
-        return None;
-    };
-    error
-        .raw_os_error()
-        .map(|number| format!("{:?}", Errno::from_raw(number)))
 }
 
 fn millis(duration: Duration) -> f64 {

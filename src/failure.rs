@@ -3,6 +3,8 @@
 //! Failures are born typed where the wait is and travel by `?`. [`classify`] is an exhaustive `match`: a new
 //! failure does not compile until someone has named its cause.
 
+pub mod tunnel;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -17,9 +19,9 @@ use crate::net::resolve::ResolveError;
 use crate::net::socket::Departure;
 use crate::net::upstream::{Reported, UpstreamError};
 use crate::policy::guard::Guard;
-use crate::relay::{self, Reason};
 use crate::target::TargetError;
 use crate::timeouts::Brief;
+use tunnel::Ending;
 
 /// What ended a request, or kept a connection from carrying one.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +92,8 @@ pub enum Failure {
         after: Duration,
     },
     /// The end of a tunnel.
-    #[error("{}", tunnel_message(.0))]
-    Tunnel(relay::End),
+    #[error(transparent)]
+    Tunnel(Box<Ending>),
     /// The process ends.
     #[error("the proxy is shutting down")]
     Shutdown {
@@ -470,12 +472,13 @@ pub fn classify(failure: &Failure) -> Cause {
             Phase::Dns | Phase::Policy | Phase::Client => Kind::ClientGaveUpDns,
             Phase::Connect => Kind::ClientGaveUpConnect,
             Phase::Upstream => Kind::ClientGaveUpUpstream,
+            Phase::Tls => Kind::ClientGaveUpTls,
             Phase::Tunnel | Phase::Close => Kind::ClientReset,
-            Phase::Http | Phase::Tls => Kind::ClientGaveUpResponse,
+            Phase::Http => Kind::ClientGaveUpResponse,
         },
         Failure::ClientStalled { .. } => Kind::ClientWriteTimeout,
         Failure::RequestBodyStalled { .. } => Kind::ClientRequestTimeout,
-        Failure::Tunnel(end) => classify_end(end),
+        Failure::Tunnel(ending) => return tunnel::classify(ending),
         Failure::Shutdown {
             phase: Phase::Tunnel,
         } => Kind::TunnelShutdown,
@@ -582,49 +585,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-/// A silence after which a broken tunnel is told from one that broke in mid-flow.
-const IDLE: Duration = Duration::from_secs(30);
-
-fn classify_end(end: &relay::End) -> Kind {
-    match &end.reason {
-        Reason::ClientFin => Kind::CloseClientFin,
-        Reason::ServerFin => Kind::CloseServerFin,
-        Reason::BothFin => Kind::CloseBoth,
-        Reason::ClientReset(_) | Reason::ClientError(_) => Kind::ClientReset,
-        Reason::ServerReset(_) => Kind::TunnelResetByServer,
-        Reason::ServerError(error) => classify_server_error(error.kind(), end.idle_before),
-        Reason::Idle { .. } => Kind::TunnelIdleTimeout,
-    }
-}
-
-fn classify_server_error(error: io::ErrorKind, idle: Duration) -> Kind {
-    if error == io::ErrorKind::TimedOut && idle >= IDLE {
-        Kind::TunnelBlackholedAfterIdle
-    } else if error == io::ErrorKind::TimedOut {
-        Kind::TunnelNoAck
-    } else if matches!(
-        error,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
-    ) {
-        Kind::TunnelIcmp
-    } else {
-        Kind::TunnelResetByServer
-    }
-}
-
-fn tunnel_message(end: &relay::End) -> String {
-    match &end.reason {
-        Reason::ClientFin => "the client ended the tunnel".to_owned(),
-        Reason::ServerFin => "the server ended the tunnel".to_owned(),
-        Reason::BothFin => "both sides ended the tunnel".to_owned(),
-        Reason::ClientReset(error) => format!("the client reset the tunnel: {error}"),
-        Reason::ServerReset(error) => format!("the server's side reset the tunnel: {error}"),
-        Reason::ClientError(error) => format!("the client's connection failed: {error}"),
-        Reason::ServerError(error) => format!("the server's connection failed: {error}"),
-        Reason::Idle { after } => format!("no byte passed in the tunnel for {}", Brief(*after)),
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@
 //! | --- | --- | --- |
 //! | 0 words | [`target`] [`client`] [`timeouts`] [`secret`] [`cause`] [`record`] | what is spoken of: no I/O, no clock |
 //! | 1 judgement | [`policy`] [`config`] | what is allowed, as a pure walk; how it is written, and every mistake in it |
-//! | 2 mechanisms | [`net`] [`relay`] | resolve, connect, ask an upstream, carry bytes: each with one error enum |
+//! | 2 mechanisms | [`net`] [`relay`] [`tls`] | resolve, connect, ask an upstream, carry bytes, read what TLS shows: each with one error enum |
 //! | 3 ways out, telling | [`failure`] [`observe`] [`exchange`] [`route`] | what went wrong, who is told, and the one seam for every way out |
 //! | 4 serving | [`snapshot`] [`proxy`] [`listen`] | a request served under the policy of its moment |
 //! | 5 running | [`app`] | listeners, reload, drain |
@@ -99,3 +99,4 @@ pub mod secret;
 pub mod snapshot;
 pub mod target;
 pub mod timeouts;
+pub mod tls;

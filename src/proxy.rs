@@ -185,6 +185,7 @@ impl Proxy {
             Ok::<_, Failure>(Ends {
                 server: conn.socket,
                 early: conn.early,
+                is_end_to_end: conn.is_end_to_end,
                 timeouts: plan.timeouts,
             })
         };

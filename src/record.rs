@@ -315,7 +315,7 @@ pub struct Tls {
         rename = "tls.protocol.version",
         skip_serializing_if = "Option::is_none"
     )]
-    pub version: Option<&'static str>,
+    pub version: Option<Cow<'static, str>>,
     /// The cipher suite that the server chose, by its name in the registry.
     #[serde(rename = "tls.cipher", skip_serializing_if = "Option::is_none")]
     pub cipher: Option<Cow<'static, str>>,

@@ -18,7 +18,23 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 pub use self::meter::Meter;
-use self::way::{Fault, Way, with_scratch};
+use self::way::{Broken, Way, with_scratch};
+
+/// Who looks on while bytes are carried.
+pub trait Watch {
+    /// Bytes of the client, as they were read.
+    fn client(&mut self, bytes: &[u8], now: Instant);
+
+    /// Bytes of the server, as they were read.
+    fn server(&mut self, bytes: &[u8], now: Instant);
+
+    /// The first event that leads to the end.
+    fn event(&mut self, reason: &Reason, now: Instant);
+
+    /// Whether there is nothing to be carried any more behind this event: a client that ends its side of an unfinished
+    /// handshake waits for nothing.
+    fn is_final(&self, reason: &Reason) -> bool;
+}
 
 /// How long a relay may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +68,19 @@ pub struct End {
     /// The silence before the first of those bytes of the client that no byte of the server
     /// followed; zero if there are none. A device that forgot an idle connection shows here.
     pub idle_before: Duration,
+    /// Who was waited for at the end.
+    pub waiting: Waiting,
+}
+
+/// Who was waited for when a relay ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The client, to take bytes.
+    pub client_to_read: bool,
+    /// The server, to take bytes.
+    pub server_to_read: bool,
+    /// The server, to answer: the last byte was the client's.
+    pub server_to_answer: bool,
 }
 
 /// The first event that led to a relay's end. What follows from it (a reset behind a FIN, a broken
@@ -125,6 +154,7 @@ pub async fn relay<A, B>(
     early: Early,
     limits: &Limits,
     meter: &Meter,
+    watch: &mut (dyn Watch + Send),
 ) -> End
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -134,11 +164,14 @@ where
     if !early.from_server.is_empty() {
         meter.server_spoke(now);
     }
+    watch.client(&early.from_client, now);
+    watch.server(&early.from_server, now);
     let mut relay = Relay {
         up: Way::new(early.from_client),
         down: Way::new(early.from_server),
         limits,
         meter,
+        watch,
         last_byte: now,
         clock: now,
         has_unanswered: false,
@@ -158,6 +191,7 @@ struct Relay<'a> {
     down: Way,
     limits: &'a Limits,
     meter: &'a Meter,
+    watch: &'a mut (dyn Watch + Send),
     last_byte: Instant,
     /// What the idle limit counts from: the last byte or FIN.
     clock: Instant,
@@ -181,27 +215,33 @@ impl Relay<'_> {
         A: AsyncRead + AsyncWrite + Unpin,
         B: AsyncRead + AsyncWrite + Unpin,
     {
+        let watch = &mut *self.watch;
+        let now = Instant::now();
         let (up, down) = with_scratch(|scratch| {
-            let up = self.up.poll(cx, client, server, scratch);
-            if let Poll::Ready(Err(Fault::Write(_))) = up {
+            let mut seen = |bytes: &[u8]| watch.client(bytes, now);
+            let up = self.up.poll(cx, client, server, scratch, &mut seen);
+            if let Poll::Ready(Err(Broken::Write(_))) = up {
                 // The write took the connection's error with it: what the server's side reads as
                 // its end now is none.
                 self.down.keep_end();
             }
-            (up, self.down.poll(cx, server, client, scratch))
+            let mut seen = |bytes: &[u8]| watch.server(bytes, now);
+            (up, self.down.poll(cx, server, client, scratch, &mut seen))
         });
         let (sent, received) = (self.up.take_moved(), self.down.take_moved());
         if sent.is_some() || received.is_some() {
-            self.note_bytes(sent, received, Instant::now());
+            self.note_bytes(sent, received, now);
         }
         let mut is_over = false;
-        if let Poll::Ready(Err(fault)) = up {
-            is_over |= self.note_fault(fault, Side::Client, Side::Server);
+        if let Poll::Ready(Err(broken)) = up {
+            is_over |= self.note_broken(broken, Side::Client, Side::Server);
         }
         self.note_ends();
-        if let Poll::Ready(Err(fault)) = down {
-            is_over |= self.note_fault(fault, Side::Server, Side::Client);
+        if let Poll::Ready(Err(broken)) = down {
+            is_over |= self.note_broken(broken, Side::Server, Side::Client);
         }
+        let is_final = |(reason, _): &(Reason, Duration)| self.watch.is_final(reason);
+        is_over |= self.up.is_done() && self.verdict.as_ref().is_some_and(is_final);
         if is_over || self.up.is_done() && self.down.is_done() {
             return Poll::Ready(self.end());
         }
@@ -244,10 +284,10 @@ impl Relay<'_> {
 
     /// Notes a failure of a way that reads from `reader` and writes to `writer`; says whether the
     /// relay is over.
-    fn note_fault(&mut self, fault: Fault, reader: Side, writer: Side) -> bool {
-        let (side, error) = match fault {
-            Fault::Read(error) => (reader, error),
-            Fault::Write(error) => (writer, error),
+    fn note_broken(&mut self, broken: Broken, reader: Side, writer: Side) -> bool {
+        let (side, error) = match broken {
+            Broken::Read(error) => (reader, error),
+            Broken::Write(error) => (writer, error),
         };
         let close = close_of(&error);
         let is_reset = close == Close::Rst;
@@ -280,6 +320,7 @@ impl Relay<'_> {
 
     fn settle(&mut self, reason: Reason) {
         if self.verdict.is_none() {
+            self.watch.event(&reason, Instant::now());
             self.verdict = Some((reason, self.last_byte.elapsed()));
         }
     }
@@ -304,7 +345,9 @@ impl Relay<'_> {
                     Some((Reason::ServerReset(_) | Reason::ServerError(_), _))
                 ) {
                     let idle = self.last_byte.elapsed();
-                    self.verdict = Some((Reason::Idle { after: limit }, idle));
+                    let reason = Reason::Idle { after: limit };
+                    self.watch.event(&reason, Instant::now());
+                    self.verdict = Some((reason, idle));
                 }
                 return Poll::Ready(self.end());
             }
@@ -324,6 +367,11 @@ impl Relay<'_> {
             server: self.server.unwrap_or(Close::Local),
             idle,
             idle_before: self.idle_before,
+            waiting: Waiting {
+                client_to_read: self.down.is_blocked(),
+                server_to_read: self.up.is_blocked(),
+                server_to_answer: self.has_unanswered,
+            },
         }
     }
 }

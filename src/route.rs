@@ -72,6 +72,8 @@ pub struct Conn {
     pub early: Bytes,
     /// How a plain request is written on it.
     pub form: Form,
+    /// Whether its far end is the target itself, rather than an upstream.
+    pub is_end_to_end: bool,
 }
 
 /// The form of a plain request's target (RFC 9112, section 3.2).

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 7] = [
     &["target", "client", "timeouts", "secret", "cause", "record"],
     &["policy", "config"],
-    &["net", "relay"],
+    &["net", "relay", "tls"],
     &["failure", "observe", "exchange", "route"],
     &["snapshot", "proxy", "listen"],
     &["app"],

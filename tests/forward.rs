@@ -1199,9 +1199,13 @@ fn an_origins_own_errors_pass_as_they_are() {
         assert_eq!(wire::field(&head, "www-authenticate"), Some("Basic"));
         assert_eq!(wire::field(&head, "x-routecause-record"), None);
         assert_eq!(body, "body");
+        let (cause, side) = match status {
+            511 => ("http.captive_portal".to_owned(), "network"),
+            _ => (format!("http.status.{status}"), "origin"),
+        };
         check!(&proxy.record(),
-            "event.outcome": "failure", "error.type": (format!("http.status.{status}")), "egress.phase": "http",
-            "egress.side": "origin", "http.response.status_code": status, "destination.bytes": 4);
+            "event.outcome": "failure", "error.type": (cause), "egress.phase": "http",
+            "egress.side": side, "http.response.status_code": status, "destination.bytes": 4);
     }
 }
 

@@ -283,7 +283,7 @@ impl Story {
             record.upstream_auth_schemes.clone_from(&reply.auth_schemes);
             record.upstream_body.clone_from(&reply.body);
         }
-        record.notes.clone_from(&self.notes);
+        record.notes.extend(&self.notes);
         if record.would.is_none() {
             record.would.clone_from(&self.would);
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::tcp_info::TcpInfo;
 
@@ -31,6 +32,7 @@ pub struct Socket {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
     local: SocketAddr,
+    since: Instant,
 }
 
 /// How a peer was seen to leave.
@@ -54,6 +56,7 @@ impl Socket {
             peer: stream.peer_addr()?,
             local: stream.local_addr()?,
             stream: Arc::new(stream),
+            since: Instant::now(),
         })
     }
 
@@ -75,6 +78,11 @@ impl Socket {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES);
         SockRef::from(&*self.stream).set_tcp_keepalive(&params)
+    }
+
+    /// When the connection was there.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// What the kernel knows of it now.

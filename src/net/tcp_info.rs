@@ -102,6 +102,8 @@ pub struct TcpInfo {
     pub unacked: u32,
     /// Payload bytes sent, with those sent again.
     pub bytes_sent: u64,
+    /// Payload bytes among them that were sent again.
+    pub bytes_resent: u64,
     /// Bytes acknowledged; the SYN counts as one.
     pub bytes_acked: u64,
     /// Bytes received in order; a FIN counts as one.
@@ -125,6 +127,21 @@ pub struct TcpInfo {
 }
 
 impl TcpInfo {
+    /// Payload bytes sent, each counted once.
+    pub fn payload_sent(&self) -> u64 {
+        self.bytes_sent.saturating_sub(self.bytes_resent)
+    }
+
+    /// Whether the peer acknowledged all that was sent.
+    pub fn is_all_acked(&self) -> bool {
+        self.bytes_acked > self.payload_sent()
+    }
+
+    /// Whether the peer acknowledged nothing behind the SYN.
+    pub fn is_none_acked(&self) -> bool {
+        self.bytes_acked <= 1
+    }
+
     /// Asks the kernel.
     ///
     /// # Errors
@@ -141,6 +158,7 @@ impl TcpInfo {
             probes: raw.probes,
             unacked: raw.unacked,
             bytes_sent: raw.bytes_sent,
+            bytes_resent: raw.bytes_retrans,
             bytes_acked: raw.bytes_acked,
             bytes_received: raw.bytes_received,
             unsent: raw.notsent_bytes,

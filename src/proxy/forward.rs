@@ -80,7 +80,10 @@ impl Proxy {
         };
         let (response, lease) = errand.run(parts, body, exchange).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.upgrade(response, &wishes, plan.timeouts).await;
+            let is_end_to_end = matches!(lease.form, Form::Origin);
+            return self
+                .upgrade(response, &wishes, is_end_to_end, plan.timeouts)
+                .await;
         }
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return Err(asks_for_credentials(response, &lease.form, exchange).await);
@@ -145,6 +148,7 @@ impl Proxy {
         &self,
         mut response: Response<Incoming>,
         wishes: &Wishes,
+        is_end_to_end: bool,
         timeouts: Arc<Timeouts>,
     ) -> Result<Served, Failure> {
         if wishes.upgrade.is_none() {
@@ -159,6 +163,7 @@ impl Proxy {
         let ends = Ends {
             server: ends.io.into_inner(),
             early: ends.read_buf,
+            is_end_to_end,
             timeouts,
         };
         let (mut parts, _) = response.into_parts();

@@ -12,6 +12,27 @@ use super::*;
 use crate::net::socket::Socket;
 use crate::net::socket::tests::pair;
 
+/// A relay that nobody watches.
+async fn carry<A, B>(near: &mut A, far: &mut B, early: Early, meter: &Meter) -> End
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    relay(near, far, early, &LIMITS, meter, &mut Nobody).await
+}
+
+/// Looks at nothing.
+struct Nobody;
+
+impl Watch for Nobody {
+    fn client(&mut self, _: &[u8], _: Instant) {}
+    fn server(&mut self, _: &[u8], _: Instant) {}
+    fn event(&mut self, _: &Reason, _: Instant) {}
+    fn is_final(&self, _: &Reason) -> bool {
+        false
+    }
+}
+
 const LIMITS: Limits = Limits {
     idle: Duration::from_mins(5),
     half_closed_idle: Duration::from_mins(1),
@@ -37,7 +58,7 @@ fn pipes(capacity: usize) -> (Ends, impl Future<Output = (End, Meter)>) {
     let (server, mut far) = duplex(capacity);
     let running = async move {
         let meter = Meter::new();
-        let end = relay(&mut near, &mut far, Early::default(), &LIMITS, &meter).await;
+        let end = carry(&mut near, &mut far, Early::default(), &meter).await;
         (end, meter)
     };
     (Ends { client, server }, running)
@@ -90,7 +111,7 @@ async fn early_bytes_come_first() {
         tokio::join!(up, down)
     };
     let (end, heard) = in_time(PAUSED, async {
-        tokio::join!(relay(&mut near, &mut far, early, &LIMITS, &meter), talk)
+        tokio::join!(carry(&mut near, &mut far, early, &meter), talk)
     })
     .await;
     assert_eq!(
@@ -213,10 +234,7 @@ async fn who_reset_the_tunnel_is_told() {
             left
         };
         let (end, _) = in_time(REAL, async {
-            tokio::join!(
-                relay(&mut near, &mut far, Early::default(), &LIMITS, &meter),
-                talk
-            )
+            tokio::join!(carry(&mut near, &mut far, Early::default(), &meter), talk)
         })
         .await;
         let told = (
@@ -240,10 +258,7 @@ async fn what_a_server_said_before_its_reset_still_arrives() {
         heard
     };
     let (end, heard) = in_time(REAL, async {
-        tokio::join!(
-            relay(&mut near, &mut far, Early::default(), &LIMITS, &meter),
-            talk
-        )
+        tokio::join!(carry(&mut near, &mut far, Early::default(), &meter), talk)
     })
     .await;
     assert_eq!(&heard, b"alert");
@@ -276,7 +291,7 @@ async fn megabytes_pass_both_ways_at_once_unharmed() {
     let ((), (from_client, to_client), (from_server, to_server)) = in_time(REAL, async {
         tokio::join!(
             async {
-                relay(&mut near, &mut far, Early::default(), &LIMITS, &meter).await;
+                carry(&mut near, &mut far, Early::default(), &meter).await;
             },
             side(client, 1),
             side(server, 2)
@@ -292,7 +307,7 @@ async fn a_dropped_relay_leaves_its_counts() {
     let (mut client, mut near) = duplex(64);
     let (mut server, mut far) = duplex(64);
     let meter = Meter::new();
-    let run = relay(&mut near, &mut far, Early::default(), &LIMITS, &meter);
+    let run = carry(&mut near, &mut far, Early::default(), &meter);
     let talk = async {
         client.write_all(b"abc").await.unwrap();
         let mut heard = [0; 3];
@@ -350,7 +365,7 @@ async fn what_the_server_said_before_its_reset_arrives_without_a_fin() {
     far.reset().await;
     let (mut near, mut far) = (near, far);
     let meter = Meter::new();
-    let end = relay(&mut near, &mut far, Early::default(), &LIMITS, &meter).await;
+    let end = carry(&mut near, &mut far, Early::default(), &meter).await;
     assert!(matches!(end.reason, Reason::ServerReset(_)), "{end:?}");
     assert_eq!((end.client, end.server), (Close::Local, Close::Rst));
     let mut five = [0; 5];

@@ -28,9 +28,9 @@ pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     result
 }
 
-/// Which end of a way failed.
+/// Which end of a way broke.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum Broken {
     Read(io::Error),
     Write(io::Error),
 }
@@ -81,6 +81,11 @@ impl Way {
         matches!(self.stage, Stage::Done | Stage::Abandoned)
     }
 
+    /// Whether the writer has not taken all that was read.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
     /// Gives the way up: there is nobody to write to.
     pub(super) fn abandon(&mut self) {
         self.rest = Bytes::new();
@@ -105,7 +110,8 @@ impl Way {
         reader: &mut R,
         writer: &mut W,
         scratch: &mut [u8],
-    ) -> Poll<Result<(), Fault>>
+        seen: &mut dyn FnMut(&[u8]),
+    ) -> Poll<Result<(), Broken>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -124,7 +130,7 @@ impl Way {
                 Stage::Done | Stage::Abandoned => return Poll::Ready(Ok(())),
                 Stage::Ended => {
                     if !self.keeps_end {
-                        ready!(writer.as_mut().poll_shutdown(cx)).map_err(Fault::Write)?;
+                        ready!(writer.as_mut().poll_shutdown(cx)).map_err(Broken::Write)?;
                     }
                     self.stage = Stage::Done;
                     return Poll::Ready(Ok(()));
@@ -134,11 +140,11 @@ impl Way {
             let mut buffer = ReadBuf::new(scratch);
             if Pin::new(&mut *reader)
                 .poll_read(cx, &mut buffer)
-                .map_err(Fault::Read)?
+                .map_err(Broken::Read)?
                 .is_pending()
             {
                 if self.needs_flush {
-                    ready!(writer.as_mut().poll_flush(cx)).map_err(Fault::Write)?;
+                    ready!(writer.as_mut().poll_flush(cx)).map_err(Broken::Write)?;
                     self.needs_flush = false;
                 }
                 return Poll::Pending;
@@ -149,6 +155,7 @@ impl Way {
                 continue;
             }
             self.has_moved = true;
+            seen(data);
             if let Poll::Ready(result) = writer.as_mut().poll_write(cx, data) {
                 data.advance(self.wrote(result)?);
             }
@@ -158,16 +165,16 @@ impl Way {
         Poll::Pending
     }
 
-    fn wrote(&mut self, result: io::Result<usize>) -> Result<usize, Fault> {
+    fn wrote(&mut self, result: io::Result<usize>) -> Result<usize, Broken> {
         match result {
-            Ok(0) => Err(Fault::Write(io::ErrorKind::WriteZero.into())),
+            Ok(0) => Err(Broken::Write(io::ErrorKind::WriteZero.into())),
             Ok(n) => {
                 self.has_moved = true;
                 self.needs_flush = true;
                 self.written += n as u64;
                 Ok(n)
             }
-            Err(error) => Err(Fault::Write(error)),
+            Err(error) => Err(Broken::Write(error)),
         }
     }
 }

@@ -57,6 +57,7 @@ impl Direct {
             socket,
             early: Bytes::new(),
             form: Form::Origin,
+            is_end_to_end: true,
         })
     }
 }

@@ -47,6 +47,7 @@ impl Upstream {
                 socket,
                 early: Bytes::new(),
                 form,
+                is_end_to_end: false,
             });
         }
         trail.enter(Phase::Upstream);
@@ -61,6 +62,7 @@ impl Upstream {
                 socket,
                 early: tunnel.early,
                 form: Form::Origin,
+                is_end_to_end: false,
             }),
             Err(error) => {
                 if let UpstreamError::Refused(reply) = &error {

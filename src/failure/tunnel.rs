@@ -1,0 +1,372 @@
+//! How a tunnel ended, and what its handshake and its packets say of that.
+//!
+//! One rule after another, the first that holds decides: what was said in the clear before what merely happened, and the
+//! first event before what followed from it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::cause::{Alert, Cause, Kind, Side};
+use crate::net::tcp_info::TcpInfo;
+use crate::relay::{End, Reason};
+use crate::timeouts::Brief;
+use crate::tls::hello::ClientHello;
+use crate::tls::ledger::{Facts, Reply, Speech, State};
+
+/// A silence after which a broken tunnel is told from one that broke in mid-flow.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// A client that waited so long for the server's part of a handshake did not just change its mind.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A ClientHello that was sent again so often, and never acknowledged, is dropped on the way.
+const RESENT: u32 = 2;
+
+/// A reset sooner than this part of the smallest round trip cannot have come from the far end.
+const TOO_SOON: f64 = 0.7;
+/// From [`TOO_SOON`] to this many round trips behind the connection a reset may be an answer to the connection itself.
+const TOO_LATE: f64 = 1.3;
+
+/// The end of a tunnel with all that was seen of it.
+#[derive(Debug)]
+pub struct Ending {
+    /// How the relay ended.
+    pub end: End,
+    /// What the handshake showed.
+    pub tls: Facts,
+    /// The client's connection at the first event; `None` where the kernel does not tell.
+    pub client: Option<TcpInfo>,
+    /// The server's.
+    pub server: Option<TcpInfo>,
+    /// From our last write to the server to the first event; `None` where there was none.
+    pub since_write: Option<Duration>,
+    /// From the server's connection to the first event.
+    pub since_connect: Duration,
+    /// Whether the far end of the server's connection is the target itself. Where it is an upstream, packets tell of the way
+    /// to that one only.
+    pub is_end_to_end: bool,
+}
+
+/// What is known of a reset by the server's side.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forensics {
+    /// Whether all that was sent was acknowledged.
+    pub is_acked: bool,
+    /// Whether nothing of it was.
+    pub is_unacked: bool,
+    /// From our last write to the reset, in smallest round trips.
+    pub rtt_ratio: Option<f64>,
+    /// From the connection to the reset, likewise.
+    pub connect_rtt_ratio: Option<f64>,
+    /// The reset may be an answer to the connection, sent before anything else arrived.
+    pub accept_race: bool,
+}
+
+impl Ending {
+    /// What is known of the reset; `None` where there was none, or the kernel does not tell.
+    pub fn reset(&self) -> Option<Forensics> {
+        let (Reason::ServerReset(_), Some(info)) = (&self.end.reason, self.server) else {
+            return None;
+        };
+        let ratio = |after: Duration| Some(after.as_secs_f64() / info.min_rtt?.as_secs_f64());
+        let connect_rtt_ratio = ratio(self.since_connect);
+        let is_acked = info.is_all_acked();
+        let accept_race = !is_acked
+            && connect_rtt_ratio.is_none_or(|ratio| (TOO_SOON..=TOO_LATE).contains(&ratio));
+        Some(Forensics {
+            is_acked,
+            is_unacked: info.is_none_acked(),
+            rtt_ratio: self.since_write.and_then(ratio),
+            connect_rtt_ratio,
+            accept_race,
+        })
+    }
+
+    /// Who is behind a reset: whoever read what was sent, or something on the way.
+    fn side_of_reset(&self) -> Side {
+        match self.reset() {
+            Some(reset) if self.is_end_to_end && reset.is_acked => Side::Origin,
+            Some(reset) if self.is_end_to_end && reset.is_unacked && !reset.accept_race => {
+                Side::Network
+            }
+            Some(_) | None => Side::Unknown,
+        }
+    }
+
+    /// Whether the ClientHello was sent again and again and nobody acknowledged it.
+    fn is_blackholed(&self) -> bool {
+        self.server.is_some_and(|info| {
+            info.is_none_acked() && info.unacked > 0 && info.retransmissions >= RESENT
+        })
+    }
+
+    fn has_left_nothing(&self) -> bool {
+        self.server.is_some_and(|info| info.bytes_sent == 0)
+    }
+}
+
+/// Names the cause of a tunnel's end.
+pub(super) fn classify(ending: &Ending) -> Cause {
+    let in_handshake = match ending.tls.speech {
+        Speech::Answered(_) => Some(Kind::TlsNotTlsReply.into()),
+        Speech::Tls if ending.tls.state < State::T7 => of_handshake(ending),
+        Speech::Silence => of_silence(ending),
+        Speech::Tls | Speech::Other => None,
+    };
+    in_handshake.unwrap_or_else(|| of_data(ending))
+}
+
+/// The end of a tunnel in which nobody spoke.
+fn of_silence(ending: &Ending) -> Option<Cause> {
+    match ending.end.reason {
+        Reason::ServerFin | Reason::ServerReset(_) => Some(Kind::TlsResetBeforeClientHello.into()),
+        Reason::Idle { .. } => Some(Kind::TlsClientSilent.into()),
+        Reason::ClientFin
+        | Reason::BothFin
+        | Reason::ClientReset(_)
+        | Reason::ClientError(_)
+        | Reason::ServerError(_) => None,
+    }
+}
+
+/// The end of a handshake that was not over; nothing where the rules of data hold as well.
+fn of_handshake(ending: &Ending) -> Option<Cause> {
+    if let Some(kind) = of_words(&ending.tls) {
+        return Some(kind.into());
+    }
+    let facts = &ending.tls;
+    if facts.has_client_data || facts.reply == Some(Reply::Unclear) {
+        return None;
+    }
+    match &ending.end.reason {
+        Reason::ClientFin | Reason::BothFin | Reason::ClientReset(_) | Reason::ClientError(_) => {
+            Some(of_leaving(ending).into())
+        }
+        Reason::ServerFin => of_server_fin(facts).map(Cause::from),
+        Reason::ServerReset(_) => of_server_reset(ending),
+        Reason::ServerError(error) => of_server_error(ending, error).map(Cause::from),
+        Reason::Idle { .. } => of_idling(ending).map(Cause::from),
+    }
+}
+
+/// What was said in the clear, or by the length of a record.
+fn of_words(facts: &Facts) -> Option<Kind> {
+    let is_downgraded = facts
+        .server_hello
+        .as_ref()
+        .is_some_and(|hello| hello.has_sentinel && !hello.is_1_3())
+        && facts
+            .client_hello
+            .as_ref()
+            .is_some_and(ClientHello::offers_1_3);
+    if is_downgraded && facts.reply.is_none() {
+        return Some(Kind::TlsDowngradeSentinel);
+    }
+    match facts.client_alert {
+        Some(Alert(121)) => return Some(Kind::TlsEchRejected),
+        Some(alert @ Alert(42..=48 | 51 | 113)) if facts.server_hello.is_some() => {
+            return Some(Kind::TlsClientRejected(alert));
+        }
+        Some(Alert(70)) => return Some(Kind::TlsVersionMismatch),
+        Some(Alert(40 | 71)) => return Some(Kind::TlsCipherMismatch),
+        Some(_) | None => {}
+    }
+    match facts.server_alert {
+        Some(Alert(121)) => return Some(Kind::TlsEchRejected),
+        Some(alert) => return Some(Kind::TlsAlertFromServer(alert)),
+        None => {}
+    }
+    if facts.reply == Some(Reply::AlertSized) {
+        return Some(Kind::TlsClientRejectedInferred);
+    }
+    None
+}
+
+/// The client left, by FIN or reset.
+fn of_leaving(ending: &Ending) -> Kind {
+    let facts = &ending.tls;
+    let is_patient = ending.end.idle >= PATIENCE;
+    match facts.state {
+        State::T0 | State::T1 => Kind::TlsClientHelloIncomplete,
+        State::T2 if ending.is_blackholed() => Kind::TlsClientHelloBlackholed,
+        State::T2 if is_patient => Kind::TlsNoServerHello,
+        State::T3 | State::T4 | State::T5 if is_patient => Kind::TlsServerFlightStalled,
+        State::T2 | State::T3 | State::T4 => Kind::ClientGaveUpTls,
+        State::T5 if facts.client_alert.is_none() => Kind::TlsClientClosedAfterServerFlight,
+        State::T5 => Kind::ClientGaveUpTls,
+        State::T6 | State::T7 => Kind::TlsClientClosedBeforeRequest,
+    }
+}
+
+fn of_server_fin(facts: &Facts) -> Option<Kind> {
+    match facts.state {
+        State::T0 | State::T1 => Some(Kind::TlsResetBeforeClientHello),
+        State::T2 => Some(Kind::TlsClosedAfterClientHello),
+        State::T3 | State::T4 | State::T5 | State::T6 if facts.server_ends_alert_sized => {
+            Some(Kind::TlsEncryptedAlertFromServer)
+        }
+        State::T3 | State::T4 | State::T5 => Some(Kind::TunnelTruncated),
+        State::T6 | State::T7 => None,
+    }
+}
+
+fn of_server_reset(ending: &Ending) -> Option<Cause> {
+    let kind = match ending.tls.state {
+        State::T0 | State::T1 => Kind::TlsResetBeforeClientHello,
+        State::T2 if ending.has_left_nothing() => Kind::TlsResetBeforeClientHello,
+        State::T2 => Kind::TlsResetAfterClientHello,
+        State::T3 | State::T4 | State::T5 | State::T6 if ending.tls.server_ends_alert_sized => {
+            return Some(Kind::TlsEncryptedAlertFromServer.into());
+        }
+        State::T3 | State::T4 | State::T5 => Kind::TlsResetDuringServerFlight,
+        State::T6 | State::T7 => return None,
+    };
+    Some(Cause::from(kind).by(ending.side_of_reset()))
+}
+
+fn of_server_error(ending: &Ending, error: &io::Error) -> Option<Kind> {
+    let is_unheard = ending.tls.state == State::T2 && error.kind() == io::ErrorKind::TimedOut;
+    is_unheard.then_some(Kind::TlsClientHelloBlackholed)
+}
+
+fn of_idling(ending: &Ending) -> Option<Kind> {
+    match ending.tls.state {
+        State::T0 => Some(Kind::TlsClientSilent),
+        State::T1 => Some(Kind::TlsClientHelloIncomplete),
+        State::T2 if ending.is_blackholed() => Some(Kind::TlsClientHelloBlackholed),
+        State::T2 => Some(Kind::TlsNoServerHello),
+        State::T3 | State::T4 => Some(Kind::TlsServerFlightStalled),
+        State::T5 => Some(Kind::TlsHandshakeTimeout),
+        State::T6 | State::T7 => None,
+    }
+}
+
+/// The end of a tunnel that carried data, or what is not followed.
+fn of_data(ending: &Ending) -> Cause {
+    let end = &ending.end;
+    let kind = match &end.reason {
+        Reason::ClientFin => Kind::CloseClientFin,
+        Reason::ServerFin => Kind::CloseServerFin,
+        Reason::BothFin => Kind::CloseBoth,
+        Reason::ClientReset(_) | Reason::ClientError(_) => Kind::ClientReset,
+        Reason::ServerReset(_) => {
+            let is_forgotten = ending.server.is_some_and(|info| !info.is_all_acked());
+            if end.idle_before >= IDLE && is_forgotten {
+                Kind::TunnelResetAfterIdle
+            } else {
+                Kind::TunnelResetByServer
+            }
+        }
+        Reason::ServerError(error) => of_error(error.kind(), end.idle_before),
+        Reason::Idle { .. } => of_idle(ending),
+    };
+    kind.into()
+}
+
+fn of_error(error: io::ErrorKind, idle: Duration) -> Kind {
+    if error == io::ErrorKind::TimedOut && idle >= IDLE {
+        Kind::TunnelBlackholedAfterIdle
+    } else if error == io::ErrorKind::TimedOut {
+        Kind::TunnelNoAck
+    } else if matches!(
+        error,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+    ) {
+        Kind::TunnelIcmp
+    } else {
+        Kind::TunnelResetByServer
+    }
+}
+
+/// Our own idle limit, and who was waited for when it passed.
+fn of_idle(ending: &Ending) -> Kind {
+    let waiting = ending.end.waiting;
+    let (unsent, unacked) = ending.server.map_or((false, false), |info| {
+        (info.unsent > 0 || info.probes > 0, info.unacked > 0)
+    });
+    if waiting.client_to_read {
+        Kind::TunnelClientNotReading
+    } else if unacked && !unsent && ending.end.idle_before >= IDLE {
+        Kind::TunnelBlackholedAfterIdle
+    } else if unacked && !unsent {
+        Kind::TunnelNoAck
+    } else if waiting.server_to_read || unsent {
+        Kind::TunnelPeerWindowZero
+    } else if waiting.server_to_answer {
+        Kind::TunnelServerSilent
+    } else {
+        Kind::TunnelIdleTimeout
+    }
+}
+
+impl std::error::Error for Ending {}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.end.reason {
+            Reason::ClientFin => write!(f, "the client ended the tunnel")?,
+            Reason::ServerFin => write!(f, "the server ended the tunnel")?,
+            Reason::BothFin => write!(f, "both sides ended the tunnel")?,
+            Reason::ClientReset(error) => write!(f, "the client reset the tunnel: {error}")?,
+            Reason::ServerReset(error) => {
+                write!(f, "the server's side reset the tunnel: {error}")?;
+            }
+            Reason::ClientError(error) => write!(f, "the client's connection failed: {error}")?,
+            Reason::ServerError(error) => write!(f, "the server's connection failed: {error}")?,
+            Reason::Idle { after } => {
+                write!(f, "no byte passed in the tunnel for {}", Brief(*after))?;
+            }
+        }
+        if let Speech::Answered(bytes) = &self.tls.speech {
+            write!(
+                f,
+                "; the server answered the ClientHello with \"{}\"",
+                bytes.escape_ascii()
+            )?;
+        }
+        if self.tls.speech == Speech::Tls && self.tls.state < State::T7 {
+            write!(f, "; {}", self.handshake())?;
+        }
+        if let Some(alert) = self.tls.client_alert {
+            write!(f, "; alert {alert} of the client")?;
+        }
+        if let Some(alert) = self.tls.server_alert {
+            write!(f, "; alert {alert} of the server")?;
+        }
+        Ok(())
+    }
+}
+
+impl Ending {
+    /// How far the handshake came, in words and numbers.
+    fn handshake(&self) -> String {
+        let hello = self.tls.client_hello_bytes;
+        match self.tls.state {
+            State::T0 => "nothing was sent".to_owned(),
+            State::T1 => "the ClientHello was not whole".to_owned(),
+            State::T2 => {
+                let acked = match (self.reset(), self.server) {
+                    (Some(reset), _) if reset.is_acked => "acknowledged by the far end",
+                    (_, Some(info)) if info.is_none_acked() => "acknowledged by nobody",
+                    (_, Some(info)) if info.is_all_acked() => "acknowledged",
+                    _ => "sent",
+                };
+                let after = self
+                    .since_write
+                    .map(|after| format!(", {} before", Brief(after)))
+                    .unwrap_or_default();
+                let rtt = self
+                    .server
+                    .and_then(|info| info.min_rtt)
+                    .map(|rtt| format!(" (round trip {})", Brief(rtt)))
+                    .unwrap_or_default();
+                format!("a ClientHello of {hello} bytes was {acked}{after}{rtt}")
+            }
+            State::T3 => "the server had begun to answer the ClientHello".to_owned(),
+            State::T4 => "the ServerHello was there, the rest of its flight was not".to_owned(),
+            State::T5 => "the server's handshake was whole, the client had not answered".to_owned(),
+            State::T6 | State::T7 => "the client had answered the server's handshake".to_owned(),
+        }
+    }
+}
