@@ -97,6 +97,7 @@ impl Upstream {
         connect(
             &self.proxy,
             found,
+            &self.names,
             &judge,
             Cause::of_upstream,
             &plan.timeouts,
