@@ -299,6 +299,10 @@ fn said(error: NetError, seen: &Seen) -> NetError {
         return error;
     }
     match &seen.reply {
+        None if seen.strays == 0 => match (&error, &seen.error) {
+            (NetError::NoConnections, Some(kept)) => NetError::Io(kept.clone()),
+            _ => error,
+        },
         Some(reply) if !reply.is_truncated && is_unhelpful(reply.code) => {
             DnsError::ResponseCode(reply.code).into()
         }
@@ -306,11 +310,11 @@ fn said(error: NetError, seen: &Seen) -> NetError {
             NetError::Truncated
         }
         Some(reply) if reply.is_truncated => NetError::from("the reply by TCP is truncated"),
-        None if seen.strays > 0 => {
+        None => {
             let strays = seen.strays;
             NetError::from(format!("{strays} replies, to other questions than ours"))
         }
-        Some(_) | None => error,
+        Some(_) => error,
     }
 }
 
@@ -327,14 +331,15 @@ fn facts_of(pages: [Read; 2], ttl: Option<u32>) -> Facts {
         }
     }
     let replies = || pages.iter().filter_map(|page| page.seen.reply.as_ref());
-    let reply = replies().next();
+    let told = pages.iter().find(|page| page.seen.reply.is_some());
+    let reply = told.and_then(|page| page.seen.reply.as_ref());
     let records = replies().map(|reply| reply.records);
     Facts {
         question: None,
         is_suffixed: false,
         server: reply.map(|reply| reply.server),
         transport: reply.map(|reply| reply.transport),
-        is_cached: reply.is_some() && pages.iter().all(|page| page.is_cached),
+        is_cached: told.is_some_and(|page| page.is_cached),
         ttl,
         code: reply.map(|reply| reply.code),
         ede: replies().find_map(|reply| reply.ede.clone()),

@@ -82,6 +82,8 @@ pub(super) struct Seen {
     pub(super) reply: Option<Reply>,
     /// The server whose reply by UDP was truncated.
     pub(super) truncated: Option<SocketAddr>,
+    /// Why a server could not be reached: the library keeps it to itself.
+    pub(super) error: Option<Arc<io::Error>>,
     /// Datagrams with another id or question.
     pub(super) strays: u32,
     /// Further replies with other data.
@@ -267,6 +269,11 @@ impl Story {
         {
             seen.reply = Some(reply);
         }
+    }
+
+    /// Notes that a server cannot be reached.
+    pub(super) fn fails(&self, error: &Arc<io::Error>) {
+        self.seen().error = Some(error.clone());
     }
 
     /// Notes a datagram that answers something else.

@@ -117,10 +117,14 @@ impl Tapped {
             }),
             Ok(_) | Err(_) => {}
         }
-        let response = heard?;
-        if let Some(story) = &story {
-            story.hears(Reply::of(self.server, self.transport, &response));
+        match (&story, &heard) {
+            (Some(story), Ok(response)) => {
+                story.hears(Reply::of(self.server, self.transport, response));
+            }
+            (Some(story), Err(NetError::Io(error))) => story.fails(error),
+            (Some(_), Err(_)) | (None, _) => {}
         }
+        let response = heard?;
         let code = response.metadata.response_code;
         if is_unhelpful(code) && !self.tap.is_alone {
             return Err(NetError::Io(Arc::new(io::Error::other(Unhelpful(code)))));
