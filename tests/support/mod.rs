@@ -8,6 +8,7 @@ pub mod needs;
 pub mod netns;
 pub mod origin;
 pub mod schema;
+pub mod tls;
 pub mod web;
 pub mod wire;
 
@@ -136,6 +137,17 @@ impl Proxy {
         let mut lines = self.wait(&format!("{count} records"), |lines| {
             lines.records.len() >= count
         });
+        std::mem::take(&mut lines.records)
+    }
+
+    /// The same, but takes what there is where not all come soon.
+    pub fn records_up_to(&self, count: usize) -> Vec<Value> {
+        let lines = self.output.lines.lock().unwrap();
+        let (mut lines, _) = self
+            .output
+            .arrived
+            .wait_timeout_while(lines, SOON, |lines| lines.records.len() < count)
+            .unwrap();
         std::mem::take(&mut lines.records)
     }
 

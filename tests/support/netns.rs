@@ -10,7 +10,7 @@
 //! In each namespace the interface is called after what it leads to. Nothing of the machine's own network is touched.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -46,6 +46,9 @@ const MACS: [&str; 4] = [
     "02:00:00:00:02:02",
 ];
 
+/// How many this process has made.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// Three namespaces in a row. Dropped, they are gone.
 #[derive(Debug)]
 pub struct Net {
@@ -71,7 +74,6 @@ impl Net {
         if !needs::has("netns") || !needs::has("iptables") || !needs::has("python3") {
             return None;
         }
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let space = |role| Space {

@@ -6,10 +6,7 @@ for space; do
     ip netns add "$space"
 done
 
-ip link add router netns "$client" address "$4" type veth peer name client netns "$router" address "$5"
-ip link add server netns "$router" address "$6" type veth peer name router netns "$server" address "$7"
-
-# Addresses of IPv6 are there at once, without a search for duplicates.
+# Addresses of IPv6 are there at once, without a search for duplicates: interfaces that are made later have it so.
 for space in "$client" "$router" "$server"; do
     ip netns exec "$space" sh -euc '
         for kind in all default; do
@@ -19,6 +16,9 @@ for space in "$client" "$router" "$server"; do
         done'
     ip -n "$space" link set lo up
 done
+
+ip link add router netns "$client" address "$4" type veth peer name client netns "$router" address "$5"
+ip link add server netns "$router" address "$6" type veth peer name router netns "$server" address "$7"
 
 # A segment on the wire is a segment of the wire: what a firewall counts and a userspace router forwards is no bundle.
 ip -n "$client" link set router gso_max_segs 1 up

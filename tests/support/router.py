@@ -15,7 +15,7 @@ What happens then, where the box stands `at` milliseconds from the client:
   icmp      [type, code] to the client, in the router's name
   answer    an address: a forged answer to a question for a name (UDP)
 """
-import heapq, ipaddress, json, select, socket, struct, sys, time
+import heapq, ipaddress, json, os, select, socket, struct, sys, time
 
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 FIN, SYN, RST, ACK = 1, 2, 4, 16
@@ -80,16 +80,17 @@ class Packet:
             head[7] -= 1
         return bytes(head) + sealed(self.protocol, self.source, self.destination, self.body)
 
-    def resets(self, count, ttl):
+    def resets(self, count, ttl, is_dropped):
         """As the server would say it: to the client, whichever side's packet this is."""
         length = len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN)
         if self.side == "client":
             sport, dport, seq, ack = self.ports[1], self.ports[0], self.ack, self.seq + length
             source, destination = self.destination, self.source
         else:
-            sport, dport, seq, ack = *self.ports, self.seq, self.ack
+            # Behind what it says itself, if that arrives.
+            sport, dport, seq, ack = *self.ports, self.seq + (0 if is_dropped else length), self.ack
             source, destination = self.source, self.destination
-        body = struct.pack("!HHIIBBHHH", sport, dport, seq, ack & 0xFFFFFFFF, 5 << 4, RST | ACK, 0, 0, 0)
+        body = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 5 << 4, RST | ACK, 0, 0, 0)
         return [packet(TCP, source, destination, body, ttl)] * count
 
     def icmp(self, kind, code):
@@ -138,30 +139,26 @@ class Router:
 
     def receive(self, packet):
         other = "server" if packet.side == "client" else "client"
-        at = self.one_way
-        for rule in self.rules:
-            if not self.matches(rule, packet):
-                continue
-            # From the client and back, or past the box on the way to the client.
+        rules = [rule for rule in self.rules if self.matches(rule, packet)]
+        ttl = packet.data[8] if packet.version == 4 else packet.data[7]
+        if ttl <= 1:
+            self.send(0, packet.side, packet.icmp(*((11, 0) if packet.version == 4 else (3, 0))))
+        elif not any(rule.get("drop") for rule in rules):
+            self.send(self.one_way, other, packet.forwarded())
+        for rule in rules:
+            # From the client and back, or past the box on the way to the client: behind the packet itself.
             back = 2 * rule.get("at", 0) / 1000 if packet.side == "client" else self.one_way
             ttl = rule.get("ttl", 64)
-            for data in packet.resets(rule.get("reset", 0), ttl):
+            for data in packet.resets(rule.get("reset", 0), ttl, "drop" in rule):
                 self.send(back, "client", data)
             if "icmp" in rule:
                 self.send(back, "client", packet.icmp(*rule["icmp"]))
             if "answer" in rule:
                 self.send(back, "client", packet.answer(rule["answer"], ttl))
-            if rule.get("drop"):
-                other = None
         if packet.side == "client" and packet.flags & SYN:
             self.opening.add(packet.flow)
-        elif packet.flow in self.opening:
+        else:
             self.opening.discard(packet.flow)
-        ttl = packet.data[8] if packet.version == 4 else packet.data[7]
-        if ttl <= 1:
-            self.send(0, packet.side, packet.icmp(*((11, 0) if packet.version == 4 else (3, 0))))
-        elif other:
-            self.send(at, other, packet.forwarded())
 
     def run(self):
         own = {ipaddress.ip_address(a) for a in ("10.1.0.1", "10.2.0.1", "2001:db8:1::1", "2001:db8:2::1")}
@@ -196,4 +193,9 @@ def mac(text):
     return bytes.fromhex(text.replace(":", ""))
 
 
+# Punctual, whatever else the machine does.
+try:
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+except PermissionError:
+    pass
 Router(float(sys.argv[1]) / 1000, mac(sys.argv[2]), mac(sys.argv[3])).run()
