@@ -310,10 +310,7 @@ fn said(error: NetError, seen: &Seen) -> NetError {
             NetError::Truncated
         }
         Some(reply) if reply.is_truncated => NetError::from("the reply by TCP is truncated"),
-        None => {
-            let strays = seen.strays;
-            NetError::from(format!("{strays} replies, to other questions than ours"))
-        }
+        None => NetError::from("what came answers another question than ours"),
         Some(_) => error,
     }
 }

@@ -23,15 +23,10 @@ pub enum Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Blocked(ede) => write!(f, "the name server's answer is of its own making, {ede}"),
-            Self::Contested => f.write_str("two different answers came from the name server"),
-            Self::Forged(ip) => write!(f, "the name server's answer is {ip}, as forged ones are"),
-            Self::Bogon(ip) => {
-                write!(
-                    f,
-                    "the name server's answer is {ip}, which is no public host"
-                )
-            }
+            Self::Blocked(ede) => write!(f, "the name server made its answer up, {ede}"),
+            Self::Contested => f.write_str("two different answers came by DNS"),
+            Self::Forged(ip) => write!(f, "{ip} by DNS is as forged answers are"),
+            Self::Bogon(ip) => write!(f, "{ip} by DNS is no public host"),
         }
     }
 }

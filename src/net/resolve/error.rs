@@ -48,7 +48,7 @@ pub enum Unresolved {
     #[error("NXDOMAIN")]
     NxDomain,
     /// The same without the SOA record that the zone's denials have.
-    #[error("NXDOMAIN without an SOA record, which the denial of a random name beside it has")]
+    #[error("NXDOMAIN without the SOA record that a random name beside it gets")]
     NxDomainUnsigned,
     /// The name exists and has neither an A nor an AAAA record.
     #[error("no A or AAAA record")]
@@ -66,7 +66,7 @@ pub enum Unresolved {
         ede: Extended,
     },
     /// The server's policy keeps the name from us.
-    #[error("the name server does not tell, {ede}")]
+    #[error("blocked by the name server, {ede}")]
     Blocked {
         /// What it says of it.
         ede: Extended,
@@ -78,7 +78,7 @@ pub enum Unresolved {
         ede: Option<Extended>,
     },
     /// The server's reply by UDP was truncated, and it could not be asked by TCP.
-    #[error("the reply by UDP is truncated, and {} does not answer by TCP", Server(*server))]
+    #[error("truncated by UDP, and {} does not answer by TCP", Server(*server))]
     TruncatedTcpFailed {
         /// The server.
         server: Option<SocketAddr>,

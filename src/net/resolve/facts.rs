@@ -8,6 +8,7 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 
 use super::journal::Story;
+use crate::record::quote;
 
 /// What is known of a lookup beside its addresses. All of it is missing where no name server was asked.
 #[derive(Clone, Debug, Default)]
@@ -161,12 +162,12 @@ impl Extended {
 
 impl fmt::Display for Extended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "extended error {}", self.code)?;
+        write!(f, "EDE {}", self.code)?;
         if let Some(name) = NAMES.get(usize::from(self.code)) {
             write!(f, " ({name})")?;
         }
         if !self.text.is_empty() {
-            write!(f, ": {}", self.text)?;
+            write!(f, ": {}", quote(&self.text))?;
         }
         Ok(())
     }

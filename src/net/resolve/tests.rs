@@ -297,7 +297,7 @@ async fn an_answer_is_told_with_its_server_and_its_age() {
         assert_eq!(facts.response_code(), Some("NOERROR"));
         assert_eq!(
             facts.ede.unwrap().to_string(),
-            "extended error 3 (Stale Answer): stale"
+            "EDE 3 (Stale Answer): stale"
         );
         assert_eq!(facts.records, Some(2));
         assert_eq!(facts.question.as_deref(), Some("name.example"));
