@@ -147,7 +147,9 @@ impl Exchange {
             client_tcp: None,
             server_tcp: None,
             reset: None,
+            icmp: None,
             idle_ms: None,
+            idle_before_ms: None,
             hint: None,
         });
         let meter = Arc::new(Meter::default());
@@ -182,6 +184,12 @@ impl Exchange {
     /// The record's id.
     pub fn id(&self) -> Uuid {
         self.open_ref().record.id
+    }
+
+    /// The host and port that were asked for, once they are known.
+    pub fn target(&self) -> Option<(&str, u16)> {
+        let record = &self.open_ref().record;
+        Some((record.server_address.as_deref()?, record.server_port?))
     }
 
     /// Where facts are noted.
@@ -289,6 +297,11 @@ impl Exchange {
                 record.rule_source.clone_from(&denied.source);
             }
         }
+        self.open_mut().record.icmp = failure.icmp().map(|icmp| record::IcmpKeys {
+            r#type: icmp.r#type,
+            code: icmp.code,
+            offender: icmp.offender,
+        });
         let told = (chain(failure), Some(failure.hint()));
         self.close(Some(classify(failure)), Some(told));
     }

@@ -295,9 +295,18 @@ pub struct Record {
     /// What is known of a reset by the server's side.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Box<Reset>>,
+    /// The ICMP message that the connection failed of.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<IcmpKeys>,
     /// The silence before the end, in milliseconds.
     #[serde(rename = "egress.idle_ms", skip_serializing_if = "Option::is_none")]
     pub idle_ms: Option<f64>,
+    /// The silence before those last bytes of the client that no byte of the server followed, in milliseconds.
+    #[serde(
+        rename = "egress.idle_before_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub idle_before_ms: Option<f64>,
     /// What the cause means and what to do, on failure.
     #[serde(rename = "egress.hint", skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'static, str>>,
@@ -468,6 +477,12 @@ pub struct Tls {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub downgrade_sentinel: bool,
+    /// The status where the server answered the ClientHello in HTTP.
+    #[serde(
+        rename = "egress.tls.reply_status",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub reply_status: Option<u16>,
     /// How many bytes of the server came before the client's next ones.
     #[serde(
         rename = "egress.tls.server_flight_bytes",
@@ -683,6 +698,20 @@ pub struct Reset {
     pub accept_race: Option<bool>,
 }
 
+/// The ICMP or `ICMPv6` message that a connection failed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct IcmpKeys {
+    /// The type of the ICMP message that the connection failed of: 3 is "destination unreachable", 1 in `ICMPv6`.
+    #[serde(rename = "egress.icmp.type")]
+    pub r#type: u8,
+    /// Its code.
+    #[serde(rename = "egress.icmp.code")]
+    pub code: u8,
+    /// Who sent it; our own address where this host did.
+    #[serde(rename = "egress.icmp.offender")]
+    pub offender: IpAddr,
+}
+
 /// An inference, with what it rests on. Never a cause.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Suspect {
@@ -694,8 +723,19 @@ pub struct Suspect {
     pub evidence: Vec<Cow<'static, str>>,
 }
 
+impl std::fmt::Display for Suspect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            score,
+            evidence,
+        } = self;
+        write!(f, "suspect {name} {score:.1}: {}", evidence.join(", "))
+    }
+}
+
 /// One try of one address of one hop.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Attempt {
     /// The hop: `direct` or an upstream's name.
     pub hop: Arc<str>,
@@ -709,9 +749,23 @@ pub struct Attempt {
     pub cause: Option<Cow<'static, str>>,
     /// How long it took, in milliseconds.
     pub ms: f64,
+    /// The ICMP message that it failed of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<Icmp>,
     /// A kept connection was used again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reused: bool,
+}
+
+/// An ICMP or `ICMPv6` message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Icmp {
+    /// Its type: 3 is "destination unreachable", 1 in `ICMPv6`.
+    pub r#type: u8,
+    /// Its code.
+    pub code: u8,
+    /// Who sent it; our own address where this host did.
+    pub offender: IpAddr,
 }
 
 /// What was asked of the proxy.

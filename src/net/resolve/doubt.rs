@@ -14,7 +14,7 @@ pub enum Doubt {
     Blocked(Extended),
     /// Another answer, with other data, came to the same question.
     Contested,
-    /// An address in 2001::/32 (Teredo): no public server has one, and forged answers do.
+    /// An address in `2001::/32` (Teredo): no public server has one, and forged answers do.
     Forged(IpAddr),
     /// Only addresses that no public host can have; this is the first.
     Bogon(IpAddr),
@@ -76,9 +76,8 @@ const NOT_PUBLIC: [&str; 13] = [
 
 fn is_public(name: &str) -> bool {
     let name = name.trim_end_matches('.');
-    name.rsplit_once('.').is_some_and(|(rest, top)| {
-        !NOT_PUBLIC.contains(&top) && !(top == "arpa" && rest.ends_with("home"))
-    })
+    let top = name.rsplit_once('.').map(|(_, top)| top);
+    top.is_some_and(|top| !NOT_PUBLIC.contains(&top)) && !name.ends_with("home.arpa")
 }
 
 #[cfg(test)]

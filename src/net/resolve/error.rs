@@ -142,24 +142,28 @@ impl Unresolved {
             Some(_) => return Self::Misbehaving(error),
             None => {}
         }
-        match error {
-            NetError::Timeout => Self::Timeout {
+        if let NetError::Timeout = error {
+            Self::Timeout {
                 after: limit,
                 asked: asked(),
-            },
-            NetError::Io(source) => Self::ServerUnreachable {
+            }
+        } else if let NetError::Io(source) = error {
+            Self::ServerUnreachable {
                 source: Some(source),
                 asked: asked(),
-            },
-            NetError::NoConnections => Self::ServerUnreachable {
+            }
+        } else if let NetError::NoConnections = error {
+            Self::ServerUnreachable {
                 source: None,
                 asked: asked(),
-            },
-            NetError::Truncated => Self::TruncatedTcpFailed {
+            }
+        } else if let NetError::Truncated = error {
+            Self::TruncatedTcpFailed {
                 server: facts.server,
                 source: facts.server.and_then(tcp),
-            },
-            error => Self::Misbehaving(error),
+            }
+        } else {
+            Self::Misbehaving(error)
         }
     }
 }

@@ -527,6 +527,36 @@ async fn a_server_that_takes_no_opt_record_is_asked_without() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_silent_at_an_opt_record_is_asked_without() {
+    let server = server_of(|query, kind| {
+        if query[11] > 0 {
+            return Vec::new();
+        }
+        let records: &[&[u8]] = if kind == 1 { &[&[192, 0, 2, 1]] } else { &[] };
+        vec![reply(query, 0, records)]
+    });
+    let resolver = Resolver::with_servers(&[server]);
+    assert_eq!(resolve(&resolver).await.unwrap(), ["192.0.2.1"]);
+}
+
+#[tokio::test]
+async fn a_sibling_is_not_waited_for_long() {
+    let server = server_of(|query, _| {
+        let is_asked_for = name_in(query) == "name.example";
+        is_asked_for
+            .then(|| reply(query, 3, &[]))
+            .into_iter()
+            .collect()
+    });
+    let begun = Instant::now();
+    let error = resolve(&Resolver::with_servers(&[server]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error.why, Unresolved::NxDomain), "{error:?}");
+    assert!(begun.elapsed() < TRY, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_name_under_a_suffix_is_told() {
     let (socket, _) = sockets();
     let server = socket.local_addr().unwrap();
