@@ -6,10 +6,11 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use support::netns::Net;
-use support::{DIRECT, Proxy, check, wire};
+use support::{DIRECT, Proxy, SOON, check, wire};
 
 /// Short, so that silence does not last.
 const HASTY: &str = "version: 1\n\
@@ -131,20 +132,28 @@ fn serve(net: &Net, answer: impl Fn(&Query<'_>) -> Vec<Reply> + Send + 'static) 
 }
 
 /// The same server on TCP.
-fn serve_tcp(net: &Net, address: IpAddr, answer: impl Fn(&Query<'_>) -> Reply + Send + 'static) {
+fn serve_tcp(
+    net: &Net,
+    address: IpAddr,
+    answer: impl Fn(&Query<'_>) -> Reply + Clone + Send + 'static,
+) {
     let listener = net
         .server
         .within(|| TcpListener::bind((address, 53)).unwrap());
     thread::spawn(move || {
+        // Each family has a connection of its own.
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let mut length = [0; 2];
-            while stream.read_exact(&mut length).is_ok() {
-                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
-                stream.read_exact(&mut query).unwrap();
-                let reply = answer(&Query::read(&query)).0;
-                let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
-                stream.write_all(&[&length[..], &reply].concat()).unwrap();
-            }
+            let answer = answer.clone();
+            thread::spawn(move || {
+                let mut length = [0; 2];
+                while stream.read_exact(&mut length).is_ok() {
+                    let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+                    stream.read_exact(&mut query).unwrap();
+                    let reply = answer(&Query::read(&query)).0;
+                    let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
+                    stream.write_all(&[&length[..], &reply].concat()).unwrap();
+                }
+            });
         }
     });
 }
@@ -432,7 +441,7 @@ fn what_a_name_server_says_is_the_cause() {
             |query| query.address("2001::c0ff:ee").one(),
             Told {
                 cause: "dns.known_forged",
-                status: "502 dns.known_forged: teredo-too.example: 2001::c0ff:ee by DNS is as forged answers are: no SYN-ACK from [2001::c0ff:ee]:...",
+                status: "502 dns.known_forged: teredo-too.example: 2001::c0ff:ee by DNS is as forged answers are: ",
                 error: "dns_error; rcode=\"NOERROR\"",
                 record: json!({"dns.resolved_ip": ["2001::c0ff:ee"]}),
             },
@@ -548,9 +557,17 @@ fn of_two_answers_the_first_is_used_and_doubted() {
     let attempts = record["egress.attempts"].as_array().unwrap();
     assert_eq!(attempts.len(), 1, "{attempts:?}");
     assert_eq!(attempts[0]["cause"], "connect.timeout");
-    // What works is no failure, and told all the same.
-    let record = succeed(&net, &proxy, "fine.example", &listener);
-    check!(&record, "egress.dns.replies": 2, "dns.resolved_ip": [origin]);
+    // What works is no failure, and told all the same: at once, or of the remembered answer where the tunnel was faster
+    // than the second reply.
+    let deadline = Instant::now() + SOON;
+    loop {
+        let record = succeed(&net, &proxy, "fine.example", &listener);
+        check!(&record, "dns.resolved_ip": [origin]);
+        if record["egress.dns.replies"] == 2 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{record:#}");
+    }
 }
 
 /// Opens a tunnel to a listener by name and ends it well: the record.

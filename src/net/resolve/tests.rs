@@ -53,15 +53,18 @@ fn by_udp(socket: UdpSocket, answer: impl Fn(&[u8], u16) -> Vec<Vec<u8>> + Send 
 
 fn by_tcp(listener: TcpListener, answer: Answer) {
     std::thread::spawn(move || {
+        // Each family has a connection of its own.
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let mut length = [0; 2];
-            while stream.read_exact(&mut length).is_ok() {
-                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
-                stream.read_exact(&mut query).unwrap();
-                let reply = answer(&query, kind_of(&query)).unwrap_or_default();
-                let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
-                stream.write_all(&[&length[..], &reply].concat()).unwrap();
-            }
+            std::thread::spawn(move || {
+                let mut length = [0; 2];
+                while stream.read_exact(&mut length).is_ok() {
+                    let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+                    stream.read_exact(&mut query).unwrap();
+                    let reply = answer(&query, kind_of(&query)).unwrap_or_default();
+                    let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
+                    stream.write_all(&[&length[..], &reply].concat()).unwrap();
+                }
+            });
         }
     });
 }
