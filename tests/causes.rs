@@ -37,11 +37,11 @@ const IDLE: &str = "2s";
 
 /// How often the pairs are repeated.
 fn often() -> usize {
-    if std::env::var_os("ROUTECAUSE_TEST_LONG").is_some() {
-        200
-    } else {
-        10
-    }
+    if is_long() { 200 } else { 10 }
+}
+
+fn is_long() -> bool {
+    std::env::var_os("ROUTECAUSE_TEST_LONG").is_some()
 }
 
 type Serve = Arc<dyn Fn(TcpStream) + Send + Sync>;
@@ -858,7 +858,7 @@ fn servers_that_misbehave_and_clients_that_refuse() {
     scene.play(&json!({}), None, &rows);
 }
 
-/// What is wrong with a certificate, how the client says so where that can be read, and what we see ourselves.
+/// What is wrong with a certificate, with names for its rows; how the client says so where that can be read, and what we see ourselves.
 const LEAVES: &[(Leaf, &str, &str, &str, &str)] = &[
     (
         Leaf::SelfSigned,
@@ -893,14 +893,14 @@ const LEAVES: &[(Leaf, &str, &str, &str, &str)] = &[
         "no-intermediate",
         "no-intermediate-hidden",
         "tls.client_rejected_certificate.unknown_ca",
-        "incomplete_chain",
+        "unknown_issuer",
     ),
     (
         Leaf::Authority,
         "authority",
         "authority-hidden",
         "tls.client_rejected_certificate.certificate_unknown",
-        "ca_as_leaf",
+        "self_signed",
     ),
 ];
 
@@ -1197,4 +1197,38 @@ fn tunnels_that_end_by_our_own_timer() {
             .gives(&["tunnel.no_ack"], "unknown"),
     ];
     scene.play(&json!({"idle": IDLE}), None, &rows);
+}
+
+/// A session of at least half a minute, and what a firewall makes of it that has forgotten it.
+#[test]
+fn tunnels_that_were_forgotten_meanwhile() {
+    if !is_long() {
+        return;
+    }
+    let Some(scene) = Scene::new() else { return };
+    let forgotten = |answer: &'static str| {
+        move |place: &Place<'_>, stream| {
+            let session = place.client(BOTH).stay(stream).unwrap();
+            // Longer than the silence that counts as idle.
+            thread::sleep(Duration::from_secs(32));
+            let ip = place.address.ip();
+            let router = &place.scene.net.router;
+            router.iptables(&format!("-A FORWARD -d {ip} -p tcp -j {answer}"));
+            wire::send(&session.sock, [0x17, 3, 3, 0, 3, 1, 2, 3]);
+            session
+                .sock
+                .set_read_timeout(Some(Duration::from_mins(1)))
+                .unwrap();
+            tls::listen(&session.sock);
+        }
+    };
+    let rows = [
+        row("reset", scene.good())
+            .visit(forgotten("REJECT --reject-with tcp-reset"))
+            .gives(&["tunnel.reset_after_idle"], "unknown"),
+        row("dropped", scene.good())
+            .visit(forgotten("DROP"))
+            .gives(&["tunnel.blackholed_after_idle"], "network"),
+    ];
+    scene.play(&json!({"idle": "35s"}), None, &rows);
 }
