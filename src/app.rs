@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::config::LogFormat;
 use crate::listen::accept::{Acceptor, Room};
+use crate::memory::Memory;
 use crate::net::resolve::Resolver;
 use crate::observe::Observe;
 use crate::policy::Policy;
@@ -183,9 +184,11 @@ impl App {
         let snapshot = snapshot(policy, settings, &own, &resolver);
         let tracker = TaskTracker::new();
         let snapshot = ArcSwap::from_pointee(snapshot);
+        let memory = Arc::new(Memory::new(observer));
         let proxy = Arc::new(Proxy {
             snapshot,
-            observer,
+            observer: memory.clone(),
+            memory,
             identity,
             tracker: tracker.clone(),
         });

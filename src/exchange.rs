@@ -147,6 +147,7 @@ impl Exchange {
             server_tcp: None,
             reset: None,
             idle_ms: None,
+            idle_before_ms: None,
             hint: None,
         });
         let meter = Arc::new(Meter::default());
@@ -181,6 +182,12 @@ impl Exchange {
     /// The record's id.
     pub fn id(&self) -> Uuid {
         self.open_ref().record.id
+    }
+
+    /// The host and port that were asked for, once they are known.
+    pub fn target(&self) -> Option<(&str, u16)> {
+        let record = &self.open_ref().record;
+        Some((record.server_address.as_deref()?, record.server_port?))
     }
 
     /// Where facts are noted.

@@ -65,6 +65,8 @@ pub enum Failure {
         upstream: Arc<str>,
         /// Whether we sent credentials.
         with_credentials: bool,
+        /// Whether the same host passed lately at port 443, where this is another port.
+        passes_443: bool,
         /// What it answered.
         error: UpstreamError,
     },
@@ -449,6 +451,11 @@ pub fn classify(failure: &Failure) -> Cause {
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),
         Failure::Reach { failure, .. } => return Cause::of_upstream(classify(failure).kind),
+        Failure::Upstream {
+            error: UpstreamError::Refused(reply),
+            passes_443: true,
+            ..
+        } if reply.status == StatusCode::FORBIDDEN => Kind::UpstreamPortDenied,
         Failure::Upstream {
             with_credentials,
             error,

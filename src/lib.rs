@@ -19,7 +19,7 @@
 //! | 0 words | [`target`] [`client`] [`timeouts`] [`secret`] [`cause`] [`record`] | what is spoken of: no I/O, no clock |
 //! | 1 judgement | [`policy`] [`config`] | what is allowed, as a pure walk; how it is written, and every mistake in it |
 //! | 2 mechanisms | [`net`] [`relay`] [`tls`] | resolve, connect, ask an upstream, carry bytes, read what TLS shows: each with one error enum |
-//! | 3 ways out, telling | [`failure`] [`observe`] [`exchange`] [`route`] | what went wrong, who is told, and the one seam for every way out |
+//! | 3 ways out, telling | [`failure`] [`observe`] [`memory`] [`exchange`] [`route`] | what went wrong, who is told, and the one seam for every way out |
 //! | 4 serving | [`snapshot`] [`proxy`] [`listen`] | a request served under the policy of its moment |
 //! | 5 running | [`app`] | listeners, reload, drain |
 //! | 6 command line | [`cli`] | what a person types and reads; the only floor that prints and exits |
@@ -36,9 +36,9 @@
 //!    ([`net::connect`]); [`route::upstream`] connects to its proxy and asks it ([`net::upstream`]). Each step is noted on the
 //!    [`exchange::Trail`]. A client that leaves meanwhile ends it.
 //! 6. The 200 is written, hyper gives the connection back, and [`proxy::tunnel`] runs in the same task:
-//!    [`relay::relay`] carries bytes until both directions have ended.
+//!    [`relay::relay`] carries bytes until both directions have ended, while a [`tls::ledger::Ledger`] follows the handshake.
 //! 7. The [`relay::End`] becomes the exchange's; [`failure::classify`], the only maker of a [`cause::Cause`], names it, and
-//!    [`observe::Observe::record`] gets the [`record::Record`].
+//!    [`memory::Memory`] sees the [`record::Record`] on its way to [`observe`]: what recent ones showed becomes its suspects.
 //!
 //! Whatever fails on the way is a [`failure::Failure`] that travels by `?` to [`proxy::Proxy::handle`], where
 //! [`proxy::respond`] makes it an answer: the cause in the reason phrase, in `Proxy-Status` and in the body.
@@ -88,6 +88,7 @@ pub mod config;
 pub mod exchange;
 pub mod failure;
 pub mod listen;
+pub mod memory;
 pub mod net;
 pub mod observe;
 pub mod policy;

@@ -23,8 +23,9 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use crate::cause::Phase;
-use crate::exchange::{Exchange, Presence};
-use crate::failure::{Denied, DeniedBy, Failure, RequestError};
+use crate::exchange::{Exchange, Presence, Trail};
+use crate::failure::{Denied, DeniedBy, Failure, RequestError, classify};
+use crate::memory::Memory;
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Socket;
 use crate::observe::Observe;
@@ -47,6 +48,8 @@ pub struct Proxy {
     pub snapshot: ArcSwap<Snapshot>,
     /// Where records go.
     pub observer: Arc<dyn Observe>,
+    /// What they showed.
+    pub memory: Arc<Memory>,
     /// Our names.
     pub identity: Identity,
     /// Every task that a request starts.
@@ -143,11 +146,15 @@ impl Proxy {
             }
             Err(failure) => {
                 let wants_json = respond::wants_json(&accept);
+                let earlier = exchange
+                    .target()
+                    .and_then(|(host, port)| self.memory.earlier(host, port, Timestamp::now()));
                 let mut response = respond::failure(
                     &failure,
                     exchange.id(),
                     route.as_deref(),
                     wants_json,
+                    earlier.as_ref(),
                     &self.identity,
                 );
                 if is_connect {
@@ -181,7 +188,9 @@ impl Proxy {
             };
             let (id, plan) =
                 decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
-            let conn = snapshot.route(id).dial(&plan, exchange.trail()).await?;
+            let dialled = snapshot.route(id).dial(&plan, exchange.trail()).await;
+            let conn =
+                dialled.map_err(|failure| self.compare(failure, &target, exchange.trail()))?;
             Ok::<_, Failure>(Ends {
                 server: conn.socket,
                 early: conn.early,
@@ -198,6 +207,22 @@ impl Proxy {
         };
         let response = respond::established(&self.identity).map(|_| ());
         Ok(Served::Tunnel(Box::new(Agreed { response, ends })))
+    }
+
+    /// Holds an upstream's refusal against what it let pass lately: a host at 443 only.
+    fn compare(&self, mut failure: Failure, target: &Target, trail: &Trail) -> Failure {
+        if let Failure::Upstream {
+            upstream,
+            passes_443,
+            ..
+        } = &mut failure
+            && target.port != 443
+        {
+            let host = target.host.to_string();
+            *passes_443 = self.memory.passes(&host, 443, upstream, Timestamp::now());
+            trail.last_try_failed(classify(&failure));
+        }
+        failure
     }
 
     /// Lets in who may use the proxy, and takes the policy that the request keeps.

@@ -295,6 +295,12 @@ pub struct Record {
     /// The silence before the end, in milliseconds.
     #[serde(rename = "egress.idle_ms", skip_serializing_if = "Option::is_none")]
     pub idle_ms: Option<f64>,
+    /// The silence before those last bytes of the client that no byte of the server followed, in milliseconds.
+    #[serde(
+        rename = "egress.idle_before_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub idle_before_ms: Option<f64>,
     /// What the cause means and what to do, on failure.
     #[serde(rename = "egress.hint", skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'static, str>>,
@@ -427,6 +433,12 @@ pub struct Tls {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub downgrade_sentinel: bool,
+    /// The status where the server answered the ClientHello in HTTP.
+    #[serde(
+        rename = "egress.tls.reply_status",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub reply_status: Option<u16>,
     /// How many bytes of the server came before the client's next ones.
     #[serde(
         rename = "egress.tls.server_flight_bytes",
@@ -653,8 +665,19 @@ pub struct Suspect {
     pub evidence: Vec<Cow<'static, str>>,
 }
 
+impl std::fmt::Display for Suspect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            score,
+            evidence,
+        } = self;
+        write!(f, "suspect {name} {score:.1}: {}", evidence.join(", "))
+    }
+}
+
 /// One try of one address of one hop.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Attempt {
     /// The hop: `direct` or an upstream's name.
     pub hop: Arc<str>,

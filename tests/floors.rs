@@ -7,7 +7,7 @@ const FLOORS: [&[&str]; 7] = [
     &["target", "client", "timeouts", "secret", "cause", "record"],
     &["policy", "config"],
     &["net", "relay", "tls"],
-    &["failure", "observe", "exchange", "route"],
+    &["failure", "observe", "memory", "exchange", "route"],
     &["snapshot", "proxy", "listen"],
     &["app"],
     &["cli"],

@@ -19,6 +19,7 @@ const LARGE_HELLO: usize = 1400;
 pub(super) fn tell(ending: &Ending, record: &mut Record) {
     let Ending { end, tls, .. } = ending;
     record.idle_ms = Some(millis(end.idle));
+    record.idle_before_ms = Some(millis(end.idle_before)).filter(|ms| *ms > 0.0);
     record.client_tcp = Some(Box::new(client_tcp(end, ending.client)));
     record.server_tcp = Some(Box::new(server_tcp(end, ending.server)));
     if let Reason::ServerReset(_) = end.reason {
@@ -41,6 +42,9 @@ fn tls(facts: &Facts, target: Option<&str>) -> Tls {
         alert_encrypted: facts.reply == Some(Reply::AlertSized) || facts.server_ends_alert_sized,
         ..Tls::default()
     };
+    if let Speech::Answered(bytes) = &facts.speech {
+        tls.reply_status = status_of(bytes);
+    }
     if let Some(hello) = &facts.client_hello {
         tls.client_hello_bytes = Some(facts.client_hello_bytes);
         tls.client_hello_records = Some(facts.client_hello_records);
@@ -70,6 +74,12 @@ fn tls(facts: &Facts, target: Option<&str>) -> Tls {
         tls.alert_from = Some(if is_clients { "client" } else { "server" });
     }
     tls
+}
+
+/// The status of an HTTP answer that begins so.
+fn status_of(bytes: &[u8]) -> Option<u16> {
+    let text = std::str::from_utf8(bytes.get(..12)?).ok()?;
+    text.strip_prefix("HTTP/1.")?.get(2..)?.parse().ok()
 }
 
 /// What is worth a look and no failure.

@@ -132,7 +132,7 @@ pub(super) async fn refuse(
         exchange.fail(&failure);
         return linger(socket).await;
     }
-    let response = respond::failure(&failure, exchange.id(), None, false, &proxy.identity);
+    let response = respond::failure(&failure, exchange.id(), None, false, None, &proxy.identity);
     exchange.answered(response.status());
     exchange.fail(&failure);
     let answered = timeout(LINGER, socket.write_all(&respond::raw(&response))).await;

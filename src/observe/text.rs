@@ -63,7 +63,13 @@ pub fn line(record: &Record, colour: bool) -> String {
         if let Some(hint) = &record.hint {
             let _ = write!(line, " {}({hint}){}", paint(DIM), paint(RESET));
         }
+        for suspect in &record.suspects {
+            let _ = write!(line, " {}{suspect}{}", paint(YELLOW), paint(RESET));
+        }
         let _ = write!(line, " {}record {}{}", paint(DIM), record.id, paint(RESET));
+    }
+    for note in &record.notes {
+        let _ = write!(line, "  {}{note}{}", paint(DIM), paint(RESET));
     }
     if let Some(would) = &record.would {
         let _ = write!(

@@ -440,6 +440,7 @@ async fn refused(
     Failure::Upstream {
         upstream: upstream.clone(),
         with_credentials,
+        passes_443: false,
         error: UpstreamError::Refused(Box::new(reply)),
     }
 }
@@ -483,6 +484,7 @@ fn by_hop(failure: Failure, form: &Form) -> Failure {
     Failure::Upstream {
         upstream: upstream.clone(),
         with_credentials: credentials.is_some(),
+        passes_443: false,
         error,
     }
 }

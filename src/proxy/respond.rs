@@ -10,6 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::failure::{Failure, chain, classify};
+use crate::memory::{Earlier, reminded};
 use crate::net::upstream::UpstreamError;
 
 /// Names of ours in what the client reads.
@@ -67,18 +68,23 @@ pub fn wants_json(accept: &[HeaderValue]) -> bool {
     })
 }
 
-/// The answer to a request that failed.
+/// The answer to a request that failed; `earlier` is what happened to its target before.
 pub fn failure(
     failure: &Failure,
     id: Uuid,
     route: Option<&str>,
     is_json: bool,
+    earlier: Option<&Earlier>,
     identity: &Identity,
 ) -> Whole {
     let cause = classify(failure).id();
     let status = failure.status().unwrap_or(StatusCode::BAD_GATEWAY);
     let message = chain(failure);
     let hint = failure.hint();
+    let hint = match earlier {
+        Some(earlier) => reminded(&hint, earlier).into(),
+        None => hint,
+    };
     let via = route
         .map(|route| format!(" via {route}"))
         .unwrap_or_default();

@@ -72,6 +72,7 @@ impl Upstream {
                 let failure = Failure::Upstream {
                     upstream: self.name.clone(),
                     with_credentials,
+                    passes_443: false,
                     error,
                 };
                 trail.last_try_failed(classify(&failure));

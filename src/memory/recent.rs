@@ -1,0 +1,387 @@
+//! What is kept of recent records, each kind under its own bound.
+
+use std::borrow::{Borrow, Cow};
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::since;
+use crate::record::{Outcome, Record};
+
+/// Entries of one kind; half of them may be forgotten at once.
+const MOST: usize = 4096;
+
+/// Things kept for one entry.
+const FEW: usize = 16;
+
+/// For how long what was seen counts.
+pub(super) const WINDOW: Duration = Duration::from_mins(10);
+
+/// What recent requests showed.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    targets: Bounded<(String, u16), TargetStory>,
+    addresses: Bounded<SocketAddr, AddressStory>,
+    /// Names whose trusted certificates a client rejected.
+    rejecters: Bounded<IpAddr, Names>,
+    /// Names by the issuer that signed for them and is not trusted here.
+    issuers: Bounded<String, Names>,
+    /// Names whose certificates' dates do not hold.
+    pub(super) misdated: Names,
+    /// Silences that ended a tunnel, in milliseconds, with their moments.
+    pub(super) silences: VecDeque<(f64, Timestamp)>,
+}
+
+/// What happened to one host and port.
+#[derive(Debug, Default)]
+pub(super) struct TargetStory {
+    /// Since the last success.
+    failures: VecDeque<Failed>,
+    /// How each hop went last.
+    hops: Vec<(Arc<str>, bool, Timestamp)>,
+    /// Its addresses: who failed at each, and when it was last fine.
+    addresses: Vec<(IpAddr, Vec<IpAddr>, Option<Timestamp>)>,
+    /// Successes of the last minute.
+    successes: VecDeque<Timestamp>,
+}
+
+/// A failure.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) cause: Cow<'static, str>,
+    pub(super) hop: Option<Arc<str>>,
+    pub(super) at: Timestamp,
+}
+
+/// What happened at one address and port, by the name in the ClientHello.
+#[derive(Debug, Default)]
+pub(super) struct AddressStory(VecDeque<(String, Answer, Timestamp)>);
+
+/// What became of a ClientHello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// TLS came back.
+    Fine,
+    /// Nobody acknowledged it, and nothing came back but perhaps a reset.
+    Lost,
+}
+
+/// Names, each with the moment it was seen last.
+#[derive(Debug, Default)]
+pub(super) struct Names(VecDeque<(String, Timestamp)>);
+
+impl Names {
+    fn note(&mut self, name: &str, at: Timestamp) {
+        self.0.retain(|(known, _)| known != name);
+        push(&mut self.0, (name.to_owned(), at));
+    }
+
+    /// How many were seen lately.
+    pub(super) fn count(&self, now: Timestamp) -> usize {
+        let lately = |(_, at): &&(String, Timestamp)| since(*at, now) <= WINDOW;
+        self.0.iter().filter(lately).count()
+    }
+}
+
+impl TargetStory {
+    pub(super) fn last_failure(&self) -> Option<&Failed> {
+        self.failures.back()
+    }
+
+    pub(super) fn failures_within(&self, last: Timestamp, within: Duration) -> usize {
+        let counted = |failed: &&Failed| since(failed.at, last) <= within;
+        self.failures.iter().filter(counted).count()
+    }
+
+    /// The other hops that failed lately; nothing where any hop was fine.
+    pub(super) fn fails_elsewhere(&self, hop: &str, now: Timestamp) -> Option<Vec<&str>> {
+        let mut lately = self
+            .hops
+            .iter()
+            .filter(|(_, _, at)| since(*at, now) <= WINDOW);
+        if lately.clone().any(|(_, is_fine, _)| *is_fine) {
+            return None;
+        }
+        let others: Vec<_> = lately
+            .by_ref()
+            .map(|(name, _, _)| &**name)
+            .filter(|name| *name != hop)
+            .collect();
+        (!others.is_empty()).then_some(others)
+    }
+
+    /// Whether a hop was fine lately.
+    pub(super) fn is_fine_by(&self, hop: &str, now: Timestamp) -> bool {
+        let mut hops = self.hops.iter();
+        hops.any(|(name, is_fine, at)| *is_fine && &**name == hop && since(*at, now) <= WINDOW)
+    }
+
+    /// Whether another hop was fine lately: its name.
+    pub(super) fn fine_elsewhere(&self, hop: &str, now: Timestamp) -> Option<&str> {
+        let fine = |(name, is_fine, at): &&(Arc<str>, bool, Timestamp)| {
+            *is_fine && &**name != hop && since(*at, now) <= WINDOW
+        };
+        self.hops.iter().find(fine).map(|(name, _, _)| &**name)
+    }
+
+    /// How many clients failed at an address while another address of the target was fine lately.
+    pub(super) fn fails_alone(&self, address: IpAddr, now: Timestamp) -> usize {
+        let is_fine = |at: &Option<Timestamp>| at.is_some_and(|at| since(at, now) <= WINDOW);
+        let others = self.addresses.iter().filter(|(ip, _, _)| *ip != address);
+        if !others.clone().any(|(_, _, fine)| is_fine(fine)) {
+            return 0;
+        }
+        let this = self.addresses.iter().find(|(ip, _, _)| *ip == address);
+        this.map_or(0, |(_, clients, _)| clients.len())
+    }
+
+    /// Successes of the minute before `now`.
+    pub(super) fn successes(&self, now: Timestamp) -> usize {
+        let lately = |at: &&Timestamp| since(**at, now) <= Duration::from_mins(1);
+        self.successes.iter().filter(lately).count()
+    }
+
+    fn address(&mut self, ip: IpAddr) -> Option<&mut (IpAddr, Vec<IpAddr>, Option<Timestamp>)> {
+        if !self.addresses.iter().any(|(known, _, _)| *known == ip) {
+            if self.addresses.len() >= FEW {
+                self.addresses.remove(0);
+            }
+            self.addresses.push((ip, Vec::new(), None));
+        }
+        self.addresses.iter_mut().find(|(known, _, _)| *known == ip)
+    }
+
+    fn note(&mut self, record: &Record) {
+        let is_fine = record.outcome == Outcome::Success;
+        let peer = record
+            .peer_address
+            .filter(|_| record.upstream_name.is_none());
+        if let Some(hop) = &record.hop {
+            self.hops.retain(|(known, _, _)| known != hop);
+            if self.hops.len() >= FEW {
+                self.hops.remove(0);
+            }
+            if is_fine || counts(record) {
+                self.hops.push((hop.clone(), is_fine, record.end));
+            }
+        }
+        if is_fine {
+            self.failures.clear();
+            self.successes.push_back(record.end);
+            if self.successes.len() > 2 * FEW {
+                self.successes.pop_front();
+            }
+            if let Some((_, clients, fine)) = peer.and_then(|peer| self.address(peer)) {
+                clients.clear();
+                *fine = Some(record.end);
+            }
+        } else if counts(record) {
+            let failed = Failed {
+                cause: record.error_type.clone().unwrap_or_default(),
+                hop: record.hop.clone(),
+                at: record.end,
+            };
+            push(&mut self.failures, failed);
+        }
+        for ip in failing_addresses(record) {
+            if let Some((_, clients, _)) = self.address(ip)
+                && !clients.contains(&record.client_address)
+                && clients.len() < FEW
+            {
+                clients.push(record.client_address);
+            }
+        }
+    }
+}
+
+/// The addresses of the target that did not do what was asked of them.
+pub(super) fn failing_addresses(record: &Record) -> Vec<IpAddr> {
+    if record.upstream_name.is_some() {
+        return Vec::new();
+    }
+    let is_failure = |cause: &str| cause.starts_with("connect.") && cause != "connect.overtaken";
+    let tried = record.attempts.iter().filter(|attempt| {
+        let cause = attempt.cause.as_deref();
+        cause.is_some_and(is_failure)
+    });
+    let mut failing: Vec<_> = tried
+        .filter_map(|attempt| Some(attempt.address?.ip()))
+        .collect();
+    let is_peers = |cause: &str| cause.starts_with("tls.reset") || cause.starts_with("tls.no_");
+    if record.error_type.as_deref().is_some_and(is_peers) {
+        failing.extend(record.peer_address);
+    }
+    failing
+}
+
+/// Whether a failure says something of the target, rather than of the client, the policy or ourselves.
+fn counts(record: &Record) -> bool {
+    record.error_type.as_deref().is_some_and(|cause| {
+        let family = cause.split('.').next().unwrap_or_default();
+        matches!(
+            family,
+            "dns" | "connect" | "upstream" | "tls" | "tunnel" | "http"
+        ) && !cause.starts_with("http.status.")
+            && !cause.starts_with("tls.client_")
+            && !matches!(cause, "tunnel.shutdown" | "tunnel.idle_timeout")
+            || cause == "tls.client_hello_blackholed"
+    })
+}
+
+impl AddressStory {
+    /// How long ago another name was answered at this address.
+    pub(super) fn other_was_fine(&self, name: &str, now: Timestamp) -> Option<Duration> {
+        self.others(name, Answer::Fine, now).min()
+    }
+
+    /// How many other names were lost at this address.
+    pub(super) fn others_lost(&self, name: &str, now: Timestamp) -> usize {
+        self.others(name, Answer::Lost, now).count()
+    }
+
+    fn others(&self, name: &str, answer: Answer, now: Timestamp) -> impl Iterator<Item = Duration> {
+        self.0
+            .iter()
+            .filter(move |(other, got, _)| other != name && *got == answer)
+            .map(move |(_, _, at)| since(*at, now))
+            .filter(|ago| *ago <= WINDOW)
+    }
+}
+
+impl Recent {
+    /// What happened to a target lately.
+    pub(super) fn target(&mut self, host: &str, port: u16) -> Option<&TargetStory> {
+        self.targets
+            .get(&(host.to_owned(), port))
+            .map(|story| &*story)
+    }
+
+    /// What happened at an address lately.
+    pub(super) fn address(&mut self, address: SocketAddr) -> Option<&AddressStory> {
+        self.addresses.get(&address).map(|story| &*story)
+    }
+
+    /// For how many names lately this issuer, which is not trusted here, signed.
+    pub(super) fn names_of_issuer(&mut self, issuer: &str, now: Timestamp) -> usize {
+        self.issuers.get(issuer).map_or(0, |names| names.count(now))
+    }
+
+    /// How many names with a trusted certificate a client rejected lately.
+    pub(super) fn names_rejected_by(&mut self, client: IpAddr, now: Timestamp) -> usize {
+        self.rejecters
+            .get(&client)
+            .map_or(0, |names| names.count(now))
+    }
+
+    /// Takes a record into account.
+    pub(super) fn note(&mut self, record: &Record) {
+        let (Some(host), Some(port)) = (&record.server_address, record.server_port) else {
+            return;
+        };
+        self.targets.entry((host.clone(), port)).note(record);
+        let cause = record.error_type.as_deref().unwrap_or_default();
+        if cause.ends_with("_after_idle")
+            && let Some(silence) = record.idle_before_ms
+        {
+            push(&mut self.silences, (silence, record.end));
+        }
+        let Some(tls) = &record.tls else { return };
+        if record.upstream_name.is_none()
+            && let (Some(ip), Some(port)) = (record.peer_address, record.peer_port)
+            && let Some(name) = &tls.server_name
+            && let Some(answer) = answer(record)
+        {
+            let story = self.addresses.entry(SocketAddr::new(ip, port));
+            story.0.retain(|(known, _, _)| known != name);
+            push(&mut story.0, (name.clone(), answer, record.end));
+        }
+        match tls.certificate {
+            Some("unknown_issuer") => {
+                if let Some(issuer) = &tls.issuer {
+                    self.issuers.entry(issuer.clone()).note(host, record.end);
+                }
+            }
+            Some("expired" | "not_yet_valid") => self.misdated.note(host, record.end),
+            Some("valid") if super::suspects::is_rejection(cause) => {
+                let names = self.rejecters.entry(record.client_address);
+                names.note(host, record.end);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What became of a record's ClientHello, where that is clear.
+fn answer(record: &Record) -> Option<Answer> {
+    let tls = record.tls.as_ref()?;
+    if tls.server_flight_bytes.is_some() {
+        return Some(Answer::Fine);
+    }
+    super::suspects::is_lost(record).then_some(Answer::Lost)
+}
+
+fn push<T>(list: &mut VecDeque<T>, item: T) {
+    list.push_back(item);
+    if list.len() > FEW {
+        list.pop_front();
+    }
+}
+
+/// A map that forgets: entries live in two generations, and the older one goes when the younger is full.
+#[derive(Debug)]
+struct Bounded<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+}
+
+impl<K, V> Default for Bounded<K, V> {
+    fn default() -> Self {
+        Self {
+            young: HashMap::new(),
+            old: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Hash + Eq, V: Default> Bounded<K, V> {
+    fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        match self.young.get_mut(key) {
+            Some(value) => Some(value),
+            None => self.old.get_mut(key),
+        }
+    }
+
+    fn entry(&mut self, key: K) -> &mut V {
+        if self.young.len() >= MOST / 2 && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        let known = self.old.remove(&key);
+        self.young
+            .entry(key)
+            .or_insert_with(|| known.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_map_forgets_the_older_half() {
+        let mut map = Bounded::<usize, usize>::default();
+        for key in 0..MOST * 3 {
+            *map.entry(key) = key;
+            *map.entry(7) += 1;
+        }
+        assert!(map.young.len() + map.old.len() <= MOST + 2);
+        assert!(map.get(&(MOST * 3 - 1)).is_some() && map.get(&8).is_none());
+        assert_eq!(map.get(&7).copied(), Some(7 + MOST * 3 - 7));
+    }
+}

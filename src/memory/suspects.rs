@@ -1,0 +1,323 @@
+//! From what one record shows, and what recent ones showed, to what is suspected. A suspect is never a cause, and is not
+//! raised for what a server does by itself.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use super::recent::{Recent, failing_addresses};
+use crate::record::{Record, Suspect};
+
+/// A reset sooner than this part of the smallest round trip cannot have come from the far end.
+const TOO_SOON: f64 = 0.7;
+/// Round trips below this, in milliseconds, are no measure: a scheduler's whim is as long.
+const MEASURABLE_MS: f64 = 5.0;
+
+/// Names that a pattern must hold for before it says something of a client, an issuer or a clock.
+const MANY_NAMES: usize = 3;
+/// Names that one unknown issuer must sign before it is a pattern.
+const SEVERAL_NAMES: usize = 2;
+/// Tunnels that must die of silence before it is a pattern.
+const SILENCES: usize = 3;
+/// Clients that must fail at one address while others are fine.
+const CLIENTS: usize = 2;
+/// Successes of a minute after which refusals look like a limit.
+const BUSY: usize = 20;
+
+/// What a record leads to suspect, the surest first.
+pub(super) fn judge(record: &Record, recent: &mut Recent) -> Vec<Suspect> {
+    let mut suspects: Vec<Suspect> = [
+        filtering(record, recent),
+        device(record),
+        dns_poisoning(record),
+        tls_interception(record, recent),
+        missing_ca(record, recent),
+        page(record),
+        upstream(record),
+        idle_timeout(record, recent),
+        ipv6_broken(record),
+        bad_node(record, recent),
+        server_down(record, recent),
+        clock_skew(record, recent),
+        rate_limit(record, recent),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    suspects.sort_by(|a, b| b.score.total_cmp(&a.score));
+    suspects
+}
+
+fn suspect(
+    name: &'static str,
+    score: f64,
+    evidence: impl IntoIterator<Item = Cow<'static, str>>,
+) -> Suspect {
+    Suspect {
+        name,
+        score,
+        evidence: evidence.into_iter().collect(),
+    }
+}
+
+fn cause(record: &Record) -> &str {
+    record.error_type.as_deref().unwrap_or_default()
+}
+
+/// Whether nobody at the far end can have seen the ClientHello: not acknowledged, or answered by a reset that outran the
+/// path; and the reset was no answer to the connection.
+pub(super) fn is_lost(record: &Record) -> bool {
+    if record.upstream_name.is_some() {
+        return false;
+    }
+    match cause(record) {
+        "tls.client_hello_blackholed" => true,
+        "tls.reset_after_client_hello" => {
+            let Some(reset) = &record.reset else {
+                return false;
+            };
+            reset.accept_race == Some(false) && (is_unacked(record) || is_too_soon(record))
+        }
+        _ => false,
+    }
+}
+
+fn is_unacked(record: &Record) -> bool {
+    let acked = record.server_tcp.as_ref().and_then(|tcp| tcp.bytes_acked);
+    acked.is_some_and(|bytes| bytes <= 1)
+}
+
+fn is_too_soon(record: &Record) -> bool {
+    let min_rtt = record.server_tcp.as_ref().and_then(|tcp| tcp.min_rtt_ms);
+    let ratio = record.reset.as_ref().and_then(|reset| reset.rtt_ratio);
+    let resent = record
+        .server_tcp
+        .as_ref()
+        .and_then(|tcp| tcp.retransmissions);
+    min_rtt.is_some_and(|rtt| rtt >= MEASURABLE_MS)
+        && ratio.is_some_and(|ratio| ratio < TOO_SOON)
+        && resent == Some(0)
+}
+
+/// A ClientHello that was lost: for its name, where another name is fine at the same address; for address or port, where
+/// other names are lost there too.
+fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
+    if !is_lost(record) || is_contested(record) || server_down(record, recent).is_some() {
+        return None;
+    }
+    let address = SocketAddr::new(record.peer_address?, record.peer_port?);
+    let name = record.tls.as_ref()?.server_name.as_deref()?;
+    let story = recent.address(address)?;
+    let mut evidence: Vec<Cow<'static, str>> = Vec::new();
+    let mut score = 0.5;
+    if is_unacked(record) {
+        evidence.push("client_hello_unacked".into());
+        score += 0.2;
+    }
+    if is_too_soon(record) {
+        evidence.push("rst_faster_than_rtt".into());
+        score += 0.1;
+    }
+    if let Some(ago) = story.other_was_fine(name, record.end) {
+        let seconds = ago.as_secs();
+        evidence.push(format!("other_sni_ok_same_ip_{seconds}s_ago").into());
+        return Some(suspect("sni_filtering", score, evidence));
+    }
+    let others = story.others_lost(name, record.end);
+    if others > 0 {
+        evidence.push(format!("other_sni_lost_same_ip_{others}").into());
+        return Some(suspect("port_or_ip_blocking", 0.6, evidence));
+    }
+    None
+}
+
+/// A device said itself that it forbids the connection.
+fn device(record: &Record) -> Option<Suspect> {
+    let cause = cause(record);
+    let is_so = matches!(cause, "connect.prohibited" | "connect.refused_by_device");
+    let says = cause.to_owned().into();
+    is_so.then(|| suspect("port_or_ip_blocking", 0.6, [says]))
+}
+
+fn is_contested(record: &Record) -> bool {
+    matches!(
+        cause(record),
+        "dns.double_reply" | "dns.known_forged" | "dns.bogon"
+    ) || replies(record) > 1
+}
+
+/// How many answers came to the one question for the target's name.
+fn replies(_: &Record) -> u32 {
+    1
+}
+
+fn dns_poisoning(record: &Record) -> Option<Suspect> {
+    let evidence = match cause(record).strip_prefix("dns.") {
+        Some(told) if is_contested(record) => told.to_owned().into(),
+        _ if is_contested(record) => "double_reply".into(),
+        _ => return None,
+    };
+    Some(suspect("dns_poisoning", 0.9, [evidence]))
+}
+
+fn tls_interception(record: &Record, recent: &mut Recent) -> Option<Suspect> {
+    let tls = record.tls.as_ref();
+    let certificate = tls.and_then(|tls| tls.certificate);
+    let mut evidence: Vec<Cow<'static, str>> = Vec::new();
+    if certificate == Some("known_interceptor") || cause(record).ends_with(".known_interceptor") {
+        evidence.push("issuer_is_an_inspection_product".into());
+    }
+    if certificate == Some("unknown_issuer")
+        && let Some(issuer) = tls.and_then(|tls| tls.issuer.as_deref())
+    {
+        let names = recent.names_of_issuer(issuer, record.end);
+        if names >= SEVERAL_NAMES {
+            evidence.push(format!("same_unknown_issuer_for_{names}_names").into());
+        }
+    }
+    let is_downgraded = record.notes.contains(&"tls.downgrade_sentinel")
+        || cause(record) == "tls.downgrade_sentinel";
+    if is_downgraded {
+        evidence.push("downgrade_sentinel".into());
+    }
+    if is_rejection(cause(record))
+        && let (Some(host), Some(port)) = (&record.server_address, record.server_port)
+        && let Some(hop) = record.hop.as_deref()
+        && let Some(other) = recent
+            .target(host, port)
+            .and_then(|target| target.fine_elsewhere(hop, record.end))
+    {
+        evidence.push(format!("certificate_accepted_via_{other}").into());
+    }
+    (!evidence.is_empty()).then(|| suspect("tls_interception", 0.8, evidence))
+}
+
+/// Whether a client did not like a certificate.
+pub(super) fn is_rejection(cause: &str) -> bool {
+    cause.starts_with("tls.client_rejected_certificate.")
+        || cause == "tls.client_closed_after_server_flight"
+}
+
+fn missing_ca(record: &Record, recent: &mut Recent) -> Option<Suspect> {
+    let is_trusted = record.tls.as_ref()?.certificate == Some("valid");
+    let names = recent.names_rejected_by(record.client_address, record.end);
+    (is_rejection(cause(record)) && is_trusted && names >= MANY_NAMES).then(|| {
+        let evidence = format!("rejects_{names}_names_that_are_trusted_here");
+        suspect("missing_ca_in_client", 0.9, [evidence.into()])
+    })
+}
+
+/// A page where none was asked for.
+fn page(record: &Record) -> Option<Suspect> {
+    match (
+        cause(record),
+        record.tls.as_ref().and_then(|tls| tls.reply_status),
+    ) {
+        ("http.captive_portal", _) => Some(suspect("captive_portal", 0.9, ["status_511".into()])),
+        ("tls.not_tls_reply", Some(511)) => {
+            Some(suspect("captive_portal", 0.9, ["status_511".into()]))
+        }
+        ("tls.not_tls_reply", Some(status @ (300..=399 | 403 | 451))) => {
+            let evidence = format!("http_{status}_to_a_client_hello");
+            Some(suspect("block_page", 0.9, [evidence.into()]))
+        }
+        _ => None,
+    }
+}
+
+fn upstream(record: &Record) -> Option<Suspect> {
+    let told = cause(record).strip_prefix("upstream.")?;
+    let name = match told {
+        "denied" | "port_denied" => "upstream_policy",
+        "auth_required" | "auth_rejected" | "auth_scheme_unsupported" => "upstream_auth",
+        _ => return None,
+    };
+    Some(suspect(name, 1.0, [told.to_owned().into()]))
+}
+
+fn idle_timeout(record: &Record, recent: &Recent) -> Option<Suspect> {
+    if !cause(record).ends_with("_after_idle") || recent.silences.len() < SILENCES {
+        return None;
+    }
+    let silences = recent.silences.iter().map(|(ms, _)| *ms);
+    let shortest = silences.fold(f64::INFINITY, f64::min);
+    let evidence = [
+        format!("{}_tunnels_died_of_silence", recent.silences.len()).into(),
+        format!("shortest_silence_{:.0}s", shortest / 1000.0).into(),
+    ];
+    Some(suspect("idle_timeout_middlebox", 0.8, evidence))
+}
+
+/// All of one family failed and the other connected. A host without IPv6 is no failure of IPv6.
+fn ipv6_broken(record: &Record) -> Option<Suspect> {
+    let of = |family: &'static str| {
+        let attempts = record.attempts.iter();
+        attempts.filter(move |attempt| attempt.family == Some(family))
+    };
+    let failed = |cause: &str| {
+        let told = cause.strip_prefix("upstream.").unwrap_or(cause);
+        told.starts_with("connect.")
+            && !matches!(told, "connect.overtaken" | "connect.family_unsupported")
+    };
+    let v6: Vec<_> = of("ipv6").collect();
+    let all_fail = v6
+        .iter()
+        .all(|attempt| attempt.cause.as_deref().is_some_and(failed));
+    let v4_is_fine = of("ipv4").any(|attempt| attempt.cause.is_none() && !attempt.reused);
+    (!v6.is_empty() && all_fail && v4_is_fine).then(|| {
+        let causes = v6.iter().filter_map(|attempt| attempt.cause.clone());
+        suspect("ipv6_broken", 1.0, causes.take(3))
+    })
+}
+
+fn bad_node(record: &Record, recent: &mut Recent) -> Option<Suspect> {
+    let (host, port) = (record.server_address.as_deref()?, record.server_port?);
+    let target = recent.target(host, port)?;
+    let worst = failing_addresses(record).into_iter().find_map(|ip| {
+        let clients = target.fails_alone(ip, record.end);
+        (clients >= CLIENTS).then_some((ip, clients))
+    });
+    worst.map(|(ip, clients)| {
+        let evidence = format!("{ip}_fails_for_{clients}_clients_others_are_fine");
+        suspect("bad_cdn_node", 0.8, [evidence.into()])
+    })
+}
+
+fn server_down(record: &Record, recent: &mut Recent) -> Option<Suspect> {
+    let is_so = [
+        "connect.",
+        "tls.reset",
+        "tls.closed",
+        "tls.no_",
+        "tls.client_hello_",
+    ]
+    .iter()
+    .any(|family| cause(record).starts_with(family));
+    let (host, port) = (record.server_address.as_deref()?, record.server_port?);
+    let hop = record.hop.as_deref()?;
+    let target = recent.target(host, port)?;
+    let others = target.fails_elsewhere(hop, record.end).filter(|_| is_so)?;
+    let evidence = others
+        .iter()
+        .map(|other| format!("fails_via_{other}").into());
+    Some(suspect("server_down", 0.9, evidence))
+}
+
+fn clock_skew(record: &Record, recent: &Recent) -> Option<Suspect> {
+    let certificate = record.tls.as_ref()?.certificate?;
+    let names = recent.misdated.count(record.end);
+    let is_so = matches!(certificate, "expired" | "not_yet_valid") && names >= MANY_NAMES;
+    is_so.then(|| {
+        let evidence = format!("dates_fail_for_{names}_names");
+        suspect("clock_skew", 1.0, [evidence.into()])
+    })
+}
+
+fn rate_limit(record: &Record, recent: &mut Recent) -> Option<Suspect> {
+    let status = cause(record).strip_prefix("http.status.")?;
+    let (host, port) = (record.server_address.as_deref()?, record.server_port?);
+    let successes = recent.target(host, port)?.successes(record.end);
+    (matches!(status, "403" | "429" | "503") && successes >= BUSY).then(|| {
+        let evidence = format!("{successes}_successes_in_the_minute_before");
+        suspect("waf_or_rate_limit", 0.6, [evidence.into()])
+    })
+}

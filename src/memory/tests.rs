@@ -1,0 +1,347 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::client::Client;
+use crate::exchange::{Exchange, Presence};
+use crate::record::{Attempt, Reset, ServerTcp, Suspect, Tls};
+
+/// Keeps what it is told.
+#[derive(Debug, Default)]
+struct Kept(Mutex<Vec<Record>>);
+
+impl Observe for Kept {
+    fn record(&self, record: Box<Record>) {
+        self.0.lock().unwrap().push(*record);
+    }
+}
+
+/// A memory, and what comes out of it.
+struct Bench {
+    memory: Memory,
+    kept: Arc<Kept>,
+    now: Timestamp,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let kept = Arc::new(Kept::default());
+        Self {
+            memory: Memory::new(kept.clone()),
+            kept,
+            now: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn after(&mut self, wait: Duration) -> &mut Self {
+        self.now += wait;
+        self
+    }
+
+    /// Takes a record, and tells what it came out as.
+    fn take(&self, mut record: Record) -> Record {
+        record.end = self.now;
+        self.memory.record(Box::new(record));
+        self.kept.0.lock().unwrap().pop().unwrap()
+    }
+
+    fn suspects(&self, record: Record) -> Vec<&'static str> {
+        names(&self.take(record).suspects)
+    }
+}
+
+fn names(suspects: &[Suspect]) -> Vec<&'static str> {
+    suspects.iter().map(|suspect| suspect.name).collect()
+}
+
+/// A record as the exchange makes it, of a tunnel to `host` that ended well.
+fn fine(host: &str) -> Record {
+    let kept = Arc::new(Kept::default());
+    let address = "127.0.0.1:1".parse().unwrap();
+    let presence = Presence {
+        client: Client {
+            peer: address,
+            local: address,
+            listener: "proxy".into(),
+        },
+        stalled: false.into(),
+        cut: tokio_util::sync::CancellationToken::new(),
+        write_limit: 0.into(),
+    };
+    Exchange::open(kept.clone(), Arc::new(presence)).finish();
+    let mut record = kept.0.lock().unwrap().pop().unwrap();
+    record.outcome = Outcome::Success;
+    record.server_address = Some(host.to_owned());
+    record.server_port = Some(443);
+    record.hop = Some("direct".into());
+    record.peer_address = Some("203.0.113.7".parse().unwrap());
+    record.peer_port = Some(443);
+    record.tls = Some(Box::new(Tls {
+        server_name: Some(host.to_owned()),
+        server_flight_bytes: Some(3000),
+        ..Tls::default()
+    }));
+    record
+}
+
+/// The same, failed.
+fn failed(host: &str, cause: &'static str) -> Record {
+    let mut record = fine(host);
+    record.outcome = Outcome::Failure;
+    record.error_type = Some(cause.into());
+    record.hint = Some("look".into());
+    record.reason = Some("look".into());
+    if let Some(tls) = &mut record.tls {
+        tls.server_flight_bytes = None;
+    }
+    record
+}
+
+/// A reset behind a ClientHello.
+fn reset(host: &str, bytes_acked: u64, accept_race: bool) -> Record {
+    let mut record = failed(host, "tls.reset_after_client_hello");
+    record.server_tcp = Some(Box::new(ServerTcp {
+        bytes_acked: Some(bytes_acked),
+        retransmissions: Some(0),
+        min_rtt_ms: Some(50.0),
+        ..ServerTcp::default()
+    }));
+    record.reset = Some(Box::new(Reset {
+        last_write_acked: Some(bytes_acked > 1),
+        rtt_ratio: Some(if bytes_acked > 1 { 1.02 } else { 0.2 }),
+        accept_race: Some(accept_race),
+        ..Reset::default()
+    }));
+    record
+}
+
+#[test]
+fn a_name_is_filtered_only_where_another_is_fine_at_the_same_address() {
+    let mut bench = Bench::new();
+    assert!(bench.suspects(reset("bad.example", 1, false)).is_empty());
+    bench.take(fine("good.example"));
+    bench.after(Duration::from_secs(41));
+    let record = bench.take(reset("bad.example", 1, false));
+    let [suspect] = &record.suspects[..] else {
+        panic!("{:?}", record.suspects)
+    };
+    assert_eq!(suspect.name, "sni_filtering");
+    assert!((suspect.score - 0.8).abs() < 1e-9);
+    assert_eq!(
+        suspect.evidence,
+        [
+            "client_hello_unacked",
+            "rst_faster_than_rtt",
+            "other_sni_ok_same_ip_41s_ago"
+        ]
+    );
+    bench.after(Duration::from_mins(20));
+    assert!(bench.suspects(reset("bad.example", 1, false)).is_empty());
+}
+
+#[test]
+fn a_servers_own_reset_raises_no_suspect() {
+    let bench = Bench::new();
+    bench.take(fine("good.example"));
+    for record in [
+        reset("bad.example", 518, false),
+        reset("bad.example", 1, true),
+        failed("bad.example", "tls.closed_after_client_hello"),
+        failed("bad.example", "tls.alert_from_server.internal_error"),
+        failed("bad.example", "connect.timeout"),
+        failed("bad.example", "connect.refused"),
+        failed("bad.example", "tunnel.reset_by_server"),
+        failed("bad.example", "http.status.503"),
+    ] {
+        let cause = record.error_type.clone();
+        assert_eq!(bench.suspects(record), [""; 0], "{cause:?}");
+    }
+}
+
+#[test]
+fn through_an_upstream_packets_tell_nothing_of_the_target() {
+    let bench = Bench::new();
+    let through = |mut record: Record| {
+        record.upstream_name = Some("corp".into());
+        record
+    };
+    bench.take(through(fine("good.example")));
+    assert!(
+        bench
+            .suspects(through(reset("bad.example", 1, false)))
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_port_is_blocked_where_every_name_is_lost() {
+    let bench = Bench::new();
+    assert!(bench.suspects(reset("a.example", 1, false)).is_empty());
+    assert_eq!(
+        bench.suspects(reset("b.example", 1, false)),
+        ["port_or_ip_blocking"]
+    );
+}
+
+#[test]
+fn what_fails_by_every_route_is_down() {
+    let bench = Bench::new();
+    bench.take(failed("a.example", "connect.timeout"));
+    let mut second = failed("a.example", "connect.timeout");
+    second.hop = Some("corp".into());
+    assert_eq!(bench.suspects(second.clone()), ["server_down"]);
+    bench.take(fine("a.example"));
+    assert!(bench.suspects(second).is_empty());
+}
+
+#[test]
+fn many_rejections_of_trusted_certificates_are_a_missing_ca() {
+    let bench = Bench::new();
+    let rejected = |host: &str| {
+        let mut record = failed(host, "tls.client_rejected_certificate.unknown_ca");
+        record.tls.as_mut().unwrap().certificate = Some("valid");
+        record
+    };
+    assert!(bench.suspects(rejected("a.example")).is_empty());
+    assert!(bench.suspects(rejected("a.example")).is_empty());
+    assert!(bench.suspects(rejected("b.example")).is_empty());
+    assert_eq!(
+        bench.suspects(rejected("c.example")),
+        ["missing_ca_in_client"]
+    );
+}
+
+#[test]
+fn one_unknown_issuer_for_several_names_intercepts() {
+    let bench = Bench::new();
+    let signed = |host: &str| {
+        let mut record = failed(host, "tls.client_rejected_certificate.unknown_ca");
+        let tls = record.tls.as_mut().unwrap();
+        tls.certificate = Some("unknown_issuer");
+        tls.issuer = Some("CN=Corp Inspection".to_owned());
+        record
+    };
+    assert!(bench.suspects(signed("a.example")).is_empty());
+    assert_eq!(bench.suspects(signed("b.example")), ["tls_interception"]);
+}
+
+#[test]
+fn dates_that_fail_for_many_names_are_our_clock() {
+    let bench = Bench::new();
+    let dated = |host: &str| {
+        let mut record = failed(host, "tls.client_rejected_certificate.certificate_expired");
+        record.tls.as_mut().unwrap().certificate = Some("expired");
+        record
+    };
+    bench.take(dated("a.example"));
+    assert!(bench.suspects(dated("b.example")).is_empty());
+    assert_eq!(bench.suspects(dated("c.example")), ["clock_skew"]);
+}
+
+#[test]
+fn tunnels_that_die_of_silence_show_a_timer() {
+    let bench = Bench::new();
+    let silent = |seconds: f64| {
+        let mut record = failed("a.example", "tunnel.reset_after_idle");
+        record.idle_before_ms = Some(seconds * 1000.0);
+        record
+    };
+    bench.take(silent(310.0));
+    assert!(bench.suspects(silent(400.0)).is_empty());
+    let record = bench.take(silent(305.0));
+    assert_eq!(names(&record.suspects), ["idle_timeout_middlebox"]);
+    assert_eq!(record.suspects[0].evidence[1], "shortest_silence_305s");
+}
+
+#[test]
+fn a_family_that_always_fails_is_broken_even_on_success() {
+    let bench = Bench::new();
+    let attempt = |address: &str, cause: Option<&'static str>| Attempt {
+        hop: "direct".into(),
+        address: Some(address.parse().unwrap()),
+        family: Some(if address.starts_with('[') {
+            "ipv6"
+        } else {
+            "ipv4"
+        }),
+        cause: cause.map(Into::into),
+        ms: 1.0,
+        reused: false,
+    };
+    let mut record = fine("a.example");
+    record.attempts = vec![
+        attempt("[2001:db8::1]:443", Some("connect.timeout")),
+        attempt("203.0.113.7:443", None),
+    ];
+    assert_eq!(bench.suspects(record.clone()), ["ipv6_broken"]);
+    record.attempts[0].cause = Some("connect.overtaken".into());
+    assert!(bench.suspects(record).is_empty());
+}
+
+#[test]
+fn an_address_that_fails_for_two_clients_while_others_are_fine_is_bad() {
+    let bench = Bench::new();
+    bench.take(fine("cdn.example"));
+    let bad = |client: &str| {
+        let mut record = reset("cdn.example", 518, false);
+        record.peer_address = Some("203.0.113.8".parse().unwrap());
+        record.client_address = client.parse().unwrap();
+        record
+    };
+    assert!(bench.suspects(bad("10.0.0.1")).is_empty());
+    assert_eq!(bench.suspects(bad("10.0.0.2")), ["bad_cdn_node"]);
+}
+
+#[test]
+fn refusals_of_an_upstream_are_its_policy() {
+    let bench = Bench::new();
+    assert_eq!(
+        bench.suspects(failed("a.example", "upstream.denied")),
+        ["upstream_policy"]
+    );
+    assert_eq!(
+        bench.suspects(failed("a.example", "upstream.auth_rejected")),
+        ["upstream_auth"]
+    );
+}
+
+#[test]
+fn a_failure_is_mentioned_to_the_next_one_until_a_success() {
+    let mut bench = Bench::new();
+    bench.take(failed("a.example", "connect.timeout"));
+    bench.after(Duration::from_secs(41));
+    let earlier = bench.memory.earlier("a.example", 443, bench.now).unwrap();
+    assert_eq!(earlier.to_string(), "connect.timeout 41s ago via direct");
+    let record = bench.take(failed("a.example", "tls.no_server_hello"));
+    assert_eq!(
+        record.hint.as_deref(),
+        Some("look; before: connect.timeout 41s ago via direct")
+    );
+    bench.take(fine("a.example"));
+    assert_eq!(bench.memory.earlier("a.example", 443, bench.now), None);
+}
+
+#[test]
+fn a_circuit_opens_at_its_count_and_closes_with_time_or_success() {
+    let mut bench = Bench::new();
+    let rule = (2, Duration::from_mins(1), Duration::from_secs(30));
+    let is_open = |bench: &Bench| {
+        let open = bench.memory.is_open("a.example", 443, rule, bench.now);
+        open.map(|earlier| earlier.cause)
+    };
+    bench.take(failed("a.example", "connect.timeout"));
+    assert_eq!(is_open(&bench), None);
+    bench.after(Duration::from_secs(5));
+    bench.take(failed("a.example", "connect.timeout"));
+    assert_eq!(is_open(&bench).as_deref(), Some("connect.timeout"));
+    bench.after(Duration::from_secs(31));
+    assert_eq!(is_open(&bench), None);
+    bench.take(failed("a.example", "connect.refused"));
+    assert_eq!(is_open(&bench).as_deref(), Some("connect.refused"));
+    bench.take(fine("a.example"));
+    assert_eq!(is_open(&bench), None);
+    for _ in 0..3 {
+        bench.take(failed("a.example", "client.gave_up.connect"));
+        bench.take(failed("a.example", "http.status.404"));
+    }
+    assert_eq!(is_open(&bench), None);
+}
