@@ -509,6 +509,10 @@ fn suspects(record: &Value) -> Vec<&str> {
             assert!(score > 0.0 && score <= most, "{suspect}");
             let evidence = suspect["evidence"].as_array().unwrap();
             assert!(!evidence.is_empty(), "{suspect}");
+            if suspect["name"] == "sni_filtering" {
+                let is_known = |one: &Value| one.as_str().unwrap().starts_with("other_sni_ok");
+                assert!(evidence.iter().any(is_known), "{suspect}");
+            }
             suspect["name"].as_str().unwrap()
         })
     });
@@ -706,9 +710,21 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .gives(&["tls.client_hello_incomplete"], "client"),
         // What the server says instead.
         row("http", |stream| {
-            tls::says(&stream, b"HTTP/1.1 302 Found\r\nLocation: http://portal.test/\r\n\r\n");
+            tls::says(&stream, b"HTTP/1.1 400 Bad Request\r\n\r\n");
         })
         .gives(&["tls.not_tls_reply"], "unknown"),
+        row("http-page", |stream| {
+            tls::says(&stream, b"HTTP/1.1 302 Found\r\nLocation: http://blocked.test/\r\n\r\n");
+        })
+        .gives(&["tls.not_tls_reply"], "unknown")
+        .suspects(&["block_page"]),
+        row("http-portal", |stream| {
+            tls::says(&stream, b"HTTP/1.1 511 Network Authentication Required\r\n\r\n");
+        })
+        .gives(&["tls.not_tls_reply"], "unknown")
+        .suspects(&["captive_portal"]),
+        row("ssh", |stream| tls::says(&stream, b"SSH-2.0-OpenSSH_9.2\r\n"))
+            .gives(&["tls.not_tls_reply"], "unknown"),
         row("downgraded", |stream| {
             tls::says(&stream, &tls::downgraded_hello());
         })
@@ -746,6 +762,13 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .gives(&["tls.client_closed_before_request"], "client"),
         row("leaves-before-a-request-12", scene.good())
             .visit(|place, stream| place.client(ONLY_12).only_shake_hands(stream))
+            .gives(&["tls.client_closed_before_request"], "client"),
+        // The server may be the first to end the connection, once the client has said that it is over.
+        row("takes-its-leave-13", scene.good())
+            .visit(|place, stream| place.client(ONLY_13).only_take_leave(stream))
+            .gives(&["tls.client_closed_before_request"], "client"),
+        row("takes-its-leave-12", scene.good())
+            .visit(|place, stream| place.client(ONLY_12).only_take_leave(stream))
             .gives(&["tls.client_closed_before_request"], "client"),
         row("members-only", members_only.clone())
             .visit(|place, stream| place.client(ONLY_13).knock(stream))
