@@ -146,6 +146,7 @@ impl Exchange {
             client_tcp: None,
             server_tcp: None,
             reset: None,
+            icmp: None,
             idle_ms: None,
             idle_before_ms: None,
             hint: None,
@@ -295,6 +296,11 @@ impl Exchange {
                 record.rule_source.clone_from(&denied.source);
             }
         }
+        self.open_mut().record.icmp = failure.icmp().map(|icmp| record::IcmpKeys {
+            r#type: icmp.r#type,
+            code: icmp.code,
+            offender: icmp.offender,
+        });
         let told = (chain(failure), Some(failure.hint()));
         self.close(Some(classify(failure)), Some(told));
     }

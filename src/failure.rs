@@ -14,7 +14,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::cause::{Cause, Kind, Phase};
-use crate::net::connect::{ConnectError, Outcome};
+use crate::net::connect::{ConnectError, Icmp, Outcome};
 use crate::net::resolve::ResolveError;
 use crate::net::socket::Departure;
 use crate::net::upstream::{Reported, UpstreamError};
@@ -412,6 +412,17 @@ impl Failure {
         }
     }
 
+    /// The ICMP message behind it.
+    pub fn icmp(&self) -> Option<Icmp> {
+        if let Self::Connect(error) = self {
+            error.icmp()
+        } else if let Self::Reach { failure, .. } = self {
+            failure.icmp()
+        } else {
+            None
+        }
+    }
+
     /// What it means and what to do.
     pub fn hint(&self) -> Cow<'static, str> {
         if let Self::Denied(denied) = self {
@@ -498,7 +509,7 @@ pub fn classify(failure: &Failure) -> Cause {
 /// Names what became of one address; nothing where it is used, or where what ended the request ended it.
 pub fn classify_try(outcome: &Outcome) -> Option<Kind> {
     match outcome {
-        Outcome::Connected | Outcome::Abandoned => None,
+        Outcome::Connected { .. } | Outcome::Abandoned => None,
         Outcome::Failed(error) => Some(classify_connect(error)),
         Outcome::Overtaken => Some(Kind::ConnectOvertaken),
     }
@@ -508,17 +519,22 @@ pub fn classify_try(outcome: &Outcome) -> Option<Kind> {
 fn classify_connect(error: &ConnectError) -> Kind {
     match error {
         ConnectError::Refused { .. } => Kind::ConnectRefused,
+        ConnectError::RefusedByDevice { .. } => Kind::ConnectRefusedByDevice,
+        ConnectError::Prohibited { .. } => Kind::ConnectProhibited,
         ConnectError::Reset { .. } => Kind::ConnectReset,
         ConnectError::TimedOut { .. } => Kind::ConnectTimeout,
-        ConnectError::NoRoute { .. } => Kind::ProxyNoRoute,
         ConnectError::NetUnreachable { .. } => Kind::ConnectUnreachableNet,
         ConnectError::HostUnreachable { .. } => Kind::ConnectUnreachableHost,
         ConnectError::ProtoUnreachable { .. } => Kind::ConnectUnreachableProto,
+        ConnectError::TtlExceeded { .. } => Kind::ConnectTtlExceeded,
+        ConnectError::NeighbourDead { .. } => Kind::ConnectNeighbourDead,
+        ConnectError::DeniedByFirewall { .. } => Kind::ProxyEgressDeniedFirewall,
+        ConnectError::Denied { .. } => Kind::ProxyEgressDeniedLsm,
+        ConnectError::NoRoute { .. } => Kind::ProxyNoRoute,
         ConnectError::AddressInvalid { .. } | ConnectError::NoAddresses => {
             Kind::ConnectAddressInvalid
         }
         ConnectError::FamilyUnsupported { .. } => Kind::ConnectFamilyUnsupported,
-        ConnectError::Denied { .. } => Kind::ProxyEgressDeniedLsm,
         ConnectError::NoPorts { .. } => Kind::ProxyResourcePorts,
         ConnectError::NoFds { .. } => Kind::ProxyResourceFd,
         ConnectError::NoMemory { .. } => Kind::ProxyResourceMemory,

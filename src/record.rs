@@ -292,6 +292,9 @@ pub struct Record {
     /// What is known of a reset by the server's side.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Box<Reset>>,
+    /// The ICMP message that the connection failed of.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<IcmpKeys>,
     /// The silence before the end, in milliseconds.
     #[serde(rename = "egress.idle_ms", skip_serializing_if = "Option::is_none")]
     pub idle_ms: Option<f64>,
@@ -654,6 +657,20 @@ pub struct Reset {
     pub accept_race: Option<bool>,
 }
 
+/// The ICMP or `ICMPv6` message that a connection failed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct IcmpKeys {
+    /// The type of the ICMP message that the connection failed of: 3 is "destination unreachable", 1 in `ICMPv6`.
+    #[serde(rename = "egress.icmp.type")]
+    pub r#type: u8,
+    /// Its code.
+    #[serde(rename = "egress.icmp.code")]
+    pub code: u8,
+    /// Who sent it; our own address where this host did.
+    #[serde(rename = "egress.icmp.offender")]
+    pub offender: IpAddr,
+}
+
 /// An inference, with what it rests on. Never a cause.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Suspect {
@@ -691,9 +708,23 @@ pub struct Attempt {
     pub cause: Option<Cow<'static, str>>,
     /// How long it took, in milliseconds.
     pub ms: f64,
+    /// The ICMP message that it failed of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<Icmp>,
     /// A kept connection was used again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reused: bool,
+}
+
+/// An ICMP or `ICMPv6` message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Icmp {
+    /// Its type: 3 is "destination unreachable", 1 in `ICMPv6`.
+    pub r#type: u8,
+    /// Its code.
+    pub code: u8,
+    /// Who sent it; our own address where this host did.
+    pub offender: IpAddr,
 }
 
 /// What was asked of the proxy.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::millis;
 use crate::cause::{Cause, Phase};
-use crate::net::connect::Try;
+use crate::net::connect::{Outcome, Try};
 use crate::net::resolve::Resolved;
 use crate::net::socket::Socket;
 use crate::net::upstream::Reply;
@@ -144,6 +144,12 @@ impl Trail {
 
     /// Notes one try of one address; `cause` is `None` where it went well.
     pub fn tried(&self, attempt: &Try, cause: Option<Cause>) {
+        if let Outcome::Connected {
+            retransmissions: 1..,
+        } = attempt.outcome
+        {
+            self.note("connect.slow");
+        }
         let mut story = self.story();
         let hop = story.hop.clone().unwrap_or_default();
         story.attempts.push(Attempt {
@@ -152,6 +158,11 @@ impl Trail {
             family: Some(record::family(attempt.address.ip())),
             cause: cause.map(Cause::id),
             ms: millis(attempt.took),
+            icmp: attempt.outcome.icmp().map(|icmp| record::Icmp {
+                r#type: icmp.r#type,
+                code: icmp.code,
+                offender: icmp.offender,
+            }),
             reused: false,
         });
     }
@@ -174,6 +185,7 @@ impl Trail {
             family: Some(record::family(socket.peer().ip())),
             cause: None,
             ms: 0.0,
+            icmp: None,
             reused: true,
         });
         story.peer = Some(socket.peer());
@@ -198,6 +210,7 @@ impl Trail {
             family: None,
             cause,
             ms: millis(took),
+            icmp: None,
             reused: false,
         });
     }

@@ -136,6 +136,14 @@ fn of_handshake(ending: &Ending) -> Option<Cause> {
         return Some(kind.into());
     }
     let facts = &ending.tls;
+    if facts.server_ends_alert_sized
+        && matches!(
+            ending.end.reason,
+            Reason::ServerFin | Reason::ServerReset(_)
+        )
+    {
+        return Some(Kind::TlsEncryptedAlertFromServer.into());
+    }
     if facts.has_client_data || facts.reply == Some(Reply::Unclear) {
         return None;
     }
@@ -203,9 +211,6 @@ fn of_server_fin(facts: &Facts) -> Option<Kind> {
     match facts.state {
         State::T0 | State::T1 => Some(Kind::TlsResetBeforeClientHello),
         State::T2 => Some(Kind::TlsClosedAfterClientHello),
-        State::T3 | State::T4 | State::T5 | State::T6 if facts.server_ends_alert_sized => {
-            Some(Kind::TlsEncryptedAlertFromServer)
-        }
         State::T3 | State::T4 | State::T5 => Some(Kind::TunnelTruncated),
         State::T6 | State::T7 => None,
     }
@@ -216,9 +221,6 @@ fn of_server_reset(ending: &Ending) -> Option<Cause> {
         State::T0 | State::T1 => Kind::TlsResetBeforeClientHello,
         State::T2 if ending.has_left_nothing() => Kind::TlsResetBeforeClientHello,
         State::T2 => Kind::TlsResetAfterClientHello,
-        State::T3 | State::T4 | State::T5 | State::T6 if ending.tls.server_ends_alert_sized => {
-            return Some(Kind::TlsEncryptedAlertFromServer.into());
-        }
         State::T3 | State::T4 | State::T5 => Kind::TlsResetDuringServerFlight,
         State::T6 | State::T7 => return None,
     };

@@ -265,6 +265,7 @@ fn a_family_that_always_fails_is_broken_even_on_success() {
         }),
         cause: cause.map(Into::into),
         ms: 1.0,
+        icmp: None,
         reused: false,
     };
     let mut record = fine("a.example");

@@ -2,19 +2,21 @@
 //!
 //! Source: RFC 8305, sections 4 and 5. Sorting by RFC 6724 is left to whoever ordered the addresses.
 
+mod attempt;
 mod error;
+mod judge;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until};
 
-pub use self::error::ConnectError;
+use self::attempt::{Attempt, Broken, Syn};
+pub use self::error::{ConnectError, Icmp};
+use self::judge::{judge, timed_out};
 use crate::net::socket::Socket;
 use crate::policy::guard::Admitted;
 
@@ -48,13 +50,26 @@ pub struct Try {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The connection that is used.
-    Connected,
+    Connected {
+        /// SYNs beyond the first: those before were lost, or their answers were.
+        retransmissions: u32,
+    },
     /// No connection.
     Failed(ConnectError),
     /// Whoever asked left while no answer had come.
     Abandoned,
     /// Another address answered first.
     Overtaken,
+}
+
+impl Outcome {
+    /// The ICMP message that it failed of.
+    pub fn icmp(&self) -> Option<Icmp> {
+        match self {
+            Self::Failed(error) => error.icmp(),
+            Self::Connected { .. } | Self::Abandoned | Self::Overtaken => None,
+        }
+    }
 }
 
 /// Connects to the first of `addresses` that answers.
@@ -68,8 +83,8 @@ pub enum Outcome {
 /// told as [`Outcome::Overtaken`] just before the one that won.
 ///
 /// # Errors
-/// That of the address that got furthest: an answer before an unreachable network, before silence,
-/// before what never left this host.
+/// That of the address that got furthest: an answer of the host before one from the way, before silence, before what never
+/// left this host; of equals the one that says more.
 pub async fn connect(
     addresses: &[Admitted],
     zone: Option<&str>,
@@ -77,16 +92,8 @@ pub async fn connect(
     note: &(dyn Fn(Try) + Sync),
 ) -> Result<Socket, ConnectError> {
     let addresses: Vec<_> = addresses.iter().map(|a| a.address()).collect();
-    let dial = |address| async move { Socket::new(dial(scoped(address, zone)?).await?) };
-    race(interleave(&addresses), limits, note, dial).await
-}
-
-async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    socket.connect(address).await
+    let send = |address| Syn::send(address, zone);
+    race(interleave(&addresses), limits, note, send).await
 }
 
 /// Puts the zone's interface index into an IPv6 address.
@@ -124,38 +131,28 @@ fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 /// An address under way.
-struct Flight<F> {
+struct Flight<A> {
     address: SocketAddr,
     started: Instant,
-    is_polled: bool,
-    dial: Pin<Box<F>>,
+    attempt: A,
 }
 
 /// The addresses under way, oldest first. What is left in it when it is dropped was abandoned.
-struct Flights<'a, F> {
-    list: Vec<Flight<F>>,
+struct Flights<'a, A> {
+    list: Vec<Flight<A>>,
     note: &'a (dyn Fn(Try) + Sync),
-}
-
-/// An attempt that has its answer.
-struct Landed<T> {
-    address: SocketAddr,
-    took: Duration,
-    /// The kernel answered without a wait: nothing of it can have come from the network.
-    at_once: bool,
-    result: io::Result<T>,
 }
 
 /// The failure that got furthest so far.
 #[derive(Default)]
-struct Furthest(Option<(u8, ConnectError)>);
+struct Furthest(Option<ConnectError>);
 
-async fn race<T, F: Future<Output = io::Result<T>>>(
+async fn race<A: Attempt>(
     addresses: Vec<SocketAddr>,
     limits: &Limits,
     note: &(dyn Fn(Try) + Sync),
-    dial: impl Fn(SocketAddr) -> F,
-) -> Result<T, ConnectError> {
+    begin: impl Fn(SocketAddr) -> Result<A, Broken>,
+) -> Result<A::Connection, ConnectError> {
     let deadline = Instant::now() + limits.total;
     let mut next_start = Instant::now();
     let mut waiting = addresses.into_iter().peekable();
@@ -166,14 +163,24 @@ async fn race<T, F: Future<Output = io::Result<T>>>(
         let now = Instant::now();
         if now >= deadline {
             while let Some(error) = flights.time_out_oldest() {
-                furthest.see(error, false);
+                furthest.see(error);
             }
             break;
         }
         if now >= next_start
             && let Some(address) = waiting.next()
         {
-            flights.start(address, dial(address));
+            match begin(address) {
+                Ok(attempt) => flights.list.push(Flight {
+                    address,
+                    started: now,
+                    attempt,
+                }),
+                Err(broken) => {
+                    furthest.see(flights.tell_failed(address, now.elapsed(), broken));
+                    continue;
+                }
+            }
             next_start = now + limits.stagger;
         }
         let Some(oldest) = flights.list.first() else {
@@ -187,81 +194,50 @@ async fn race<T, F: Future<Output = io::Result<T>>>(
             let late = oldest.started + limits.per_address;
             if now >= late {
                 if let Some(error) = flights.time_out_oldest() {
-                    furthest.see(error, false);
+                    furthest.see(error);
                 }
                 next_start = now;
                 continue;
             }
             wake = wake.min(late);
         }
-        let landed = tokio::select! {
+        let (landed, result) = tokio::select! {
             biased;
             landed = flights.landed() => landed,
             () = sleep_until(wake) => continue,
         };
-        let (address, took) = (landed.address, landed.took);
-        let (outcome, connection) = match landed.result {
-            Ok(connection) => (Outcome::Connected, Some(connection)),
-            Err(source) => {
-                let error = ConnectError::new(address, took, source);
-                let error = if landed.at_once {
-                    error.of_this_host()
-                } else {
-                    error
-                };
-                furthest.see(error.clone(), landed.at_once);
-                (Outcome::Failed(error), None)
-            }
-        };
-        if let Some(connection) = connection {
-            // Told first, so that the last one told is the one that is used.
-            flights.tell(&Outcome::Overtaken);
-            note(Try {
-                address,
-                took,
-                outcome,
-            });
-            return Ok(connection);
-        }
-        note(Try {
-            address,
-            took,
-            outcome,
+        let (address, took) = (landed.address, landed.started.elapsed());
+        let finished = result.and_then(|()| {
+            landed.attempt.finish().map_err(|source| Broken {
+                source,
+                seen: judge::Evidence::default(),
+            })
         });
+        match finished {
+            Ok((connection, retransmissions)) => {
+                // Told first, so that the last one told is the one that is used.
+                flights.tell(&Outcome::Overtaken);
+                note(Try {
+                    address,
+                    took,
+                    outcome: Outcome::Connected { retransmissions },
+                });
+                return Ok(connection);
+            }
+            Err(broken) => furthest.see(flights.tell_failed(address, took, broken)),
+        }
         next_start = Instant::now();
     }
-    Err(furthest
-        .0
-        .map_or(ConnectError::NoAddresses, |(_, error)| error))
+    Err(furthest.0.unwrap_or(ConnectError::NoAddresses))
 }
 
-impl<F> Flights<'_, F> {
-    fn start(&mut self, address: SocketAddr, dial: F) {
-        self.list.push(Flight {
-            address,
-            started: Instant::now(),
-            is_polled: false,
-            dial: Box::pin(dial),
-        });
-    }
-
+impl<A: Attempt> Flights<'_, A> {
     /// Waits for any attempt's answer and takes it out.
-    async fn landed<T>(&mut self) -> Landed<T>
-    where
-        F: Future<Output = io::Result<T>>,
-    {
+    async fn landed(&mut self) -> (Flight<A>, Result<(), Broken>) {
         poll_fn(|cx| {
             for (index, flight) in self.list.iter_mut().enumerate() {
-                let at_once = !std::mem::replace(&mut flight.is_polled, true);
-                if let Poll::Ready(result) = flight.dial.as_mut().poll(cx) {
-                    let landed = Landed {
-                        address: flight.address,
-                        took: flight.started.elapsed(),
-                        at_once,
-                        result,
-                    };
-                    self.list.remove(index);
-                    return Poll::Ready(landed);
+                if let Poll::Ready(result) = flight.attempt.poll(cx) {
+                    return Poll::Ready((self.list.remove(index), result));
                 }
             }
             Poll::Pending
@@ -269,6 +245,26 @@ impl<F> Flights<'_, F> {
         .await
     }
 
+    fn time_out_oldest(&mut self) -> Option<ConnectError> {
+        if self.list.is_empty() {
+            return None;
+        }
+        let flight = self.list.remove(0);
+        let after = flight.started.elapsed();
+        // Asked while the socket is still open.
+        let error = timed_out(flight.address, after, &flight.attempt.seen());
+        self.tell_error(flight.address, after, &error);
+        Some(error)
+    }
+
+    fn tell_failed(&self, address: SocketAddr, took: Duration, broken: Broken) -> ConnectError {
+        let error = judge(address, took, broken.source, &broken.seen);
+        self.tell_error(address, took, &error);
+        error
+    }
+}
+
+impl<A> Flights<'_, A> {
     /// Closes what is under way and tells what became of it.
     fn tell(&mut self, outcome: &Outcome) {
         for flight in self.list.drain(..) {
@@ -280,35 +276,29 @@ impl<F> Flights<'_, F> {
         }
     }
 
-    fn time_out_oldest(&mut self) -> Option<ConnectError> {
-        if self.list.is_empty() {
-            return None;
-        }
-        let Flight {
-            address, started, ..
-        } = self.list.remove(0);
-        let after = started.elapsed();
-        let error = ConnectError::TimedOut { address, after };
+    fn tell_error(&self, address: SocketAddr, took: Duration, error: &ConnectError) {
         (self.note)(Try {
             address,
-            took: after,
+            took,
             outcome: Outcome::Failed(error.clone()),
         });
-        Some(error)
     }
 }
 
-impl<F> Drop for Flights<'_, F> {
+impl<A> Drop for Flights<'_, A> {
     fn drop(&mut self) {
         self.tell(&Outcome::Abandoned);
     }
 }
 
 impl Furthest {
-    fn see(&mut self, error: ConnectError, at_once: bool) {
-        let rank = error.rank(at_once);
-        if self.0.as_ref().is_none_or(|(best, _)| rank > *best) {
-            self.0 = Some((rank, error));
+    fn see(&mut self, error: ConnectError) {
+        if self
+            .0
+            .as_ref()
+            .is_none_or(|best| error.rank() > best.rank())
+        {
+            self.0 = Some(error);
         }
     }
 }

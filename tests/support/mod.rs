@@ -268,6 +268,22 @@ impl Starting {
         self
     }
 
+    /// Lets another program start it, which becomes it: the proxy's command line follows its arguments.
+    pub fn through(mut self, program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.arg(self.command.get_program());
+        command.args(self.command.get_args());
+        self.command = command;
+        self
+    }
+
     /// Starts it and waits until it listens. A `--listen` of its own comes before the free port.
     pub fn start(mut self) -> Proxy {
         if !self.command.get_args().any(|arg| arg == "--listen") {
