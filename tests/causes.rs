@@ -37,11 +37,11 @@ const IDLE: &str = "2s";
 
 /// How often the pairs are repeated.
 fn often() -> usize {
-    if std::env::var_os("ROUTECAUSE_TEST_LONG").is_some() {
-        200
-    } else {
-        10
-    }
+    if is_long() { 200 } else { 10 }
+}
+
+fn is_long() -> bool {
+    std::env::var_os("ROUTECAUSE_TEST_LONG").is_some()
 }
 
 type Serve = Arc<dyn Fn(TcpStream) + Send + Sync>;
@@ -55,6 +55,8 @@ struct Row {
     /// Another name at the same address is known to be fine, and so known to the proxy.
     is_known: bool,
     is_ipv6: bool,
+    /// The server is a proxy, and what it does happens in a tunnel through it.
+    is_upstream: bool,
     times: usize,
     /// What the router's firewall does; `ADDRESS` and `NAME` stand for the row's.
     firewall: Vec<&'static str>,
@@ -109,6 +111,7 @@ fn row(name: &'static str, serve: impl Fn(TcpStream) + Send + Sync + 'static) ->
         visit: Arc::new(|place, stream| place.client(BOTH).greet(&stream)),
         is_known: false,
         is_ipv6: false,
+        is_upstream: false,
         times: 1,
         firewall: Vec::new(),
         box_on_the_way: None,
@@ -154,6 +157,13 @@ impl Row {
     fn ipv6(self) -> Self {
         Self {
             is_ipv6: true,
+            ..self
+        }
+    }
+
+    fn upstream(self) -> Self {
+        Self {
+            is_upstream: true,
             ..self
         }
     }
@@ -250,16 +260,29 @@ impl Scene {
     }
 
     /// Brings all rows about side by side, under one proxy, and compares what it recorded.
-    fn play(&self, defaults: &str, router: Option<&Router<'_>>, rows: &[Row]) {
+    fn play(&self, timeouts: &Value, router: Option<&Router<'_>>, rows: &[Row]) {
         let addresses: Vec<_> = rows.iter().map(|row| self.stage(router, row)).collect();
-        let mut policy = String::from("version: 1\nrules: []\ndefault: {direct: true}\n");
-        let _ = write!(policy, "{defaults}dns:\n  hosts:\n");
+        let (mut hosts, mut upstreams, mut rules) = (json!({}), json!({}), Vec::new());
         for (index, (row, address)) in rows.iter().zip(&addresses).enumerate() {
-            let ip = address.ip();
-            let _ = writeln!(policy, "    {}: ['{ip}']", row.host());
-            let _ = writeln!(policy, "    {}: ['{ip}']", known_host(index));
+            let names = [row.host(), known_host(index)];
+            if row.is_upstream {
+                upstreams[row.name] = json!({"url": format!("http://{address}")});
+                rules.push(json!({"name": row.name, "match": {"host": names}, "via": row.name}));
+            } else {
+                for name in names {
+                    hosts[name] = json!([address.ip()]);
+                }
+            }
         }
-        let proxy = Proxy::under(&policy).inside(&self.net.client).start();
+        // JSON is YAML.
+        let policy = json!({
+            "version": 1, "defaults": {"timeouts": timeouts}, "dns": {"hosts": hosts}, "upstreams": upstreams,
+            "rules": rules, "default": {"direct": true},
+        });
+        let proxy = Proxy::under(&policy.to_string())
+            .env("SSL_CERT_FILE", self.ca.file().to_str().unwrap())
+            .inside(&self.net.client)
+            .start();
 
         let known = rows.iter().zip(&addresses).enumerate();
         let known: Vec<_> = known.filter(|(_, (row, _))| row.is_known).collect();
@@ -317,8 +340,11 @@ impl Scene {
             .net
             .server
             .within(|| TcpListener::bind((ip, 443)).unwrap());
-        let serve = row.serve.clone();
-        let good: Serve = Arc::new(self.good());
+        let mut serve = row.serve.clone();
+        let mut good: Serve = Arc::new(self.good());
+        if row.is_upstream {
+            (serve, good) = (in_a_tunnel(serve), in_a_tunnel(good));
+        }
         // Who asks for the known name comes first.
         let first = row.is_known.then_some(good);
         thread::spawn(move || {
@@ -357,6 +383,15 @@ impl Scene {
 /// Another name at the address of a row.
 fn known_host(index: usize) -> String {
     format!("known-{index}.site.test")
+}
+
+/// A proxy that lets everybody through to the one server it has.
+fn in_a_tunnel(serve: Serve) -> Serve {
+    Arc::new(move |stream| {
+        wire::read_head(&stream);
+        wire::send(&stream, "HTTP/1.1 200 OK\r\n\r\n");
+        serve(stream);
+    })
 }
 
 /// A server with something wrong with its certificate.
@@ -474,6 +509,10 @@ fn suspects(record: &Value) -> Vec<&str> {
             assert!(score > 0.0 && score <= most, "{suspect}");
             let evidence = suspect["evidence"].as_array().unwrap();
             assert!(!evidence.is_empty(), "{suspect}");
+            if suspect["name"] == "sni_filtering" {
+                let is_known = |one: &Value| one.as_str().unwrap().starts_with("other_sni_ok");
+                assert!(evidence.iter().any(is_known), "{suspect}");
+            }
             suspect["name"].as_str().unwrap()
         })
     });
@@ -656,11 +695,36 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             }
         })
         .gives(&["tunnel.truncated"], "origin"),
+        row("impatient-and-rude", is_silent)
+            .visit(|place, stream| {
+                wire::send(&stream, place.client(BOTH).hello());
+                stream
+                    .set_read_timeout(Some(Duration::from_millis(300)))
+                    .unwrap();
+                tls::listen(&stream);
+                wire::reset(stream);
+            })
+            .gives(&["client.gave_up.tls"], "client"),
+        row("half-a-hello", is_silent)
+            .visit(|place, stream| wire::send(&stream, &place.client(BOTH).hello()[..60]))
+            .gives(&["tls.client_hello_incomplete"], "client"),
         // What the server says instead.
         row("http", |stream| {
-            tls::says(&stream, b"HTTP/1.1 302 Found\r\nLocation: http://portal.test/\r\n\r\n");
+            tls::says(&stream, b"HTTP/1.1 400 Bad Request\r\n\r\n");
         })
         .gives(&["tls.not_tls_reply"], "unknown"),
+        row("http-page", |stream| {
+            tls::says(&stream, b"HTTP/1.1 302 Found\r\nLocation: http://blocked.test/\r\n\r\n");
+        })
+        .gives(&["tls.not_tls_reply"], "unknown")
+        .suspects(&["block_page"]),
+        row("http-portal", |stream| {
+            tls::says(&stream, b"HTTP/1.1 511 Network Authentication Required\r\n\r\n");
+        })
+        .gives(&["tls.not_tls_reply"], "unknown")
+        .suspects(&["captive_portal"]),
+        row("ssh", |stream| tls::says(&stream, b"SSH-2.0-OpenSSH_9.2\r\n"))
+            .gives(&["tls.not_tls_reply"], "unknown"),
         row("downgraded", |stream| {
             tls::says(&stream, &tls::downgraded_hello());
         })
@@ -699,6 +763,13 @@ fn servers_that_misbehave_and_clients_that_refuse() {
         row("leaves-before-a-request-12", scene.good())
             .visit(|place, stream| place.client(ONLY_12).only_shake_hands(stream))
             .gives(&["tls.client_closed_before_request"], "client"),
+        // The server may be the first to end the connection, once the client has said that it is over.
+        row("takes-its-leave-13", scene.good())
+            .visit(|place, stream| place.client(ONLY_13).only_take_leave(stream))
+            .gives(&["tls.client_closed_before_request"], "client"),
+        row("takes-its-leave-12", scene.good())
+            .visit(|place, stream| place.client(ONLY_12).only_take_leave(stream))
+            .gives(&["tls.client_closed_before_request"], "client"),
         row("members-only", members_only.clone())
             .visit(|place, stream| place.client(ONLY_13).knock(stream))
             .gives(&["tls.encrypted_alert_from_server"], "origin"),
@@ -729,6 +800,20 @@ fn servers_that_misbehave_and_clients_that_refuse() {
                 wire::reset(session.sock);
             })
             .gives(&["client.reset"], "client"),
+        // Behind an upstream packets tell of the way to that one only.
+        row("upstream-then-reset", tls::resets_after_a_byte)
+            .upstream()
+            .known()
+            .gives(&["tls.reset_after_client_hello"], "unknown"),
+        // The zero is the ClientHello's, behind the name: the CONNECT has none.
+        row("filtered-before-the-upstream", scene.good())
+            .upstream()
+            .known()
+            .late(30)
+            .firewall(
+                "-A FORWARD -d ADDRESS -p tcp -m string --hex-string NAME|00| --algo bm -j REJECT --reject-with tcp-reset",
+            )
+            .gives(&["tls.reset_after_client_hello"], "unknown"),
         // Boxes on the way. The pause takes the handshake's own reset out of the question.
         row("filtered", scene.good())
             .known()
@@ -793,8 +878,54 @@ fn servers_that_misbehave_and_clients_that_refuse() {
                 .also(json!({"egress.tls.alert": number, "egress.tls.alert_from": "server"})),
         );
     }
-    scene.play("", None, &rows);
+    scene.play(&json!({}), None, &rows);
 }
+
+/// What is wrong with a certificate, with names for its rows; how the client says so where that can be read, and what we see ourselves.
+const LEAVES: &[(Leaf, &str, &str, &str, &str)] = &[
+    (
+        Leaf::SelfSigned,
+        "self-signed",
+        "self-signed-hidden",
+        "tls.client_rejected_certificate.unknown_ca",
+        "self_signed",
+    ),
+    (
+        Leaf::Expired,
+        "expired",
+        "expired-hidden",
+        "tls.client_rejected_certificate.certificate_expired",
+        "expired",
+    ),
+    (
+        Leaf::NotYetValid,
+        "not-yet-valid",
+        "not-yet-valid-hidden",
+        "tls.client_rejected_certificate.certificate_expired",
+        "not_yet_valid",
+    ),
+    (
+        Leaf::WrongName,
+        "wrong-name",
+        "wrong-name-hidden",
+        "tls.client_rejected_certificate.bad_certificate",
+        "name_mismatch",
+    ),
+    (
+        Leaf::MissingIntermediate,
+        "no-intermediate",
+        "no-intermediate-hidden",
+        "tls.client_rejected_certificate.unknown_ca",
+        "unknown_issuer",
+    ),
+    (
+        Leaf::Authority,
+        "authority",
+        "authority-hidden",
+        "tls.client_rejected_certificate.certificate_unknown",
+        "self_signed",
+    ),
+];
 
 /// Reads, and says nothing, until the client leaves.
 #[expect(clippy::needless_pass_by_value, reason = "a server has its connection")]
@@ -842,6 +973,47 @@ fn refuses(versions: Versions) -> impl Fn(&Place<'_>, TcpStream) + Send + Sync +
         let refusal = refusal.unwrap_err().to_string();
         assert!(refusal.contains("UnknownIssuer"), "{refusal}");
     }
+}
+
+#[test]
+fn what_clients_find_wrong_with_a_certificate() {
+    let Some(scene) = Scene::new() else { return };
+    let inspection = Ca::named("Zscaler Root CA");
+    let mut rows = Vec::new();
+    for (leaf, name, _, alert, verdict) in LEAVES {
+        let refuse = |versions| {
+            move |place: &Place<'_>, stream| {
+                place.client(versions).talk(stream).unwrap_err();
+            }
+        };
+        rows.push(
+            row(name, scene.shows(*leaf, ONLY_12))
+                .visit(refuse(ONLY_12))
+                .gives(std::slice::from_ref(alert), "client")
+                .also(json!({"tls.protocol.version": "1.2", "egress.tls.certificate": verdict})),
+        );
+    }
+    for (leaf, _, hidden, ..) in LEAVES {
+        rows.push(
+            row(hidden, scene.shows(*leaf, ONLY_13))
+                .visit(|place, stream| {
+                    place.client(ONLY_13).talk(stream).unwrap_err();
+                })
+                .gives(&["tls.client_rejected_certificate.inferred"], "client")
+                // TLS 1.3 shows the certificate to the client alone.
+                .also(json!({"tls.protocol.version": "1.3", "egress.tls.certificate": null})),
+        );
+    }
+    rows.push(
+        row("inspected", shows(&inspection, Leaf::Good, ONLY_12))
+            .visit(|place, stream| {
+                place.client(ONLY_12).talk(stream).unwrap_err();
+            })
+            .gives(&["tls.client_rejected_certificate.unknown_ca"], "client")
+            .suspects(&["tls_interception"])
+            .also(json!({"egress.tls.certificate": "known_interceptor"})),
+    );
+    scene.play(&json!({}), None, &rows);
 }
 
 #[test]
@@ -965,7 +1137,7 @@ fn whose_reset_it_was_on_a_long_way() {
             .gives(&["tls.reset_during_server_flight"], "")
             .whoever_it_was(),
     ];
-    scene.play("", Some(&router), &rows);
+    scene.play(&json!({}), Some(&router), &rows);
 }
 
 #[test]
@@ -1047,6 +1219,39 @@ fn tunnels_that_end_by_our_own_timer() {
             })
             .gives(&["tunnel.no_ack"], "unknown"),
     ];
-    let defaults = format!("defaults: {{timeouts: {{idle: {IDLE}}}}}\n");
-    scene.play(&defaults, None, &rows);
+    scene.play(&json!({"idle": IDLE}), None, &rows);
+}
+
+/// A session of at least half a minute, and what a firewall makes of it that has forgotten it.
+#[test]
+fn tunnels_that_were_forgotten_meanwhile() {
+    if !is_long() {
+        return;
+    }
+    let Some(scene) = Scene::new() else { return };
+    let forgotten = |answer: &'static str| {
+        move |place: &Place<'_>, stream| {
+            let session = place.client(BOTH).stay(stream).unwrap();
+            // Longer than the silence that counts as idle.
+            thread::sleep(Duration::from_secs(32));
+            let ip = place.address.ip();
+            let router = &place.scene.net.router;
+            router.iptables(&format!("-A FORWARD -d {ip} -p tcp -j {answer}"));
+            wire::send(&session.sock, [0x17, 3, 3, 0, 3, 1, 2, 3]);
+            session
+                .sock
+                .set_read_timeout(Some(Duration::from_mins(1)))
+                .unwrap();
+            tls::listen(&session.sock);
+        }
+    };
+    let rows = [
+        row("reset", scene.good())
+            .visit(forgotten("REJECT --reject-with tcp-reset"))
+            .gives(&["tunnel.reset_after_idle"], "unknown"),
+        row("dropped", scene.good())
+            .visit(forgotten("DROP"))
+            .gives(&["tunnel.blackholed_after_idle"], "network"),
+    ];
+    scene.play(&json!({"idle": "35s"}), None, &rows);
 }

@@ -159,7 +159,7 @@ fn node_leaves_without_a_word() {
             command.args(["-e", script, url]);
             command
         },
-        "certificate",
+        "certificate in certificate chain",
         "tls.client_closed_before_request",
         "tls.client_closed_after_server_flight",
     );

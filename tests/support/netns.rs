@@ -20,6 +20,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use serde_json::Value;
 
@@ -237,6 +239,20 @@ impl Space {
         Path::new("/etc/netns").join(&self.name)
     }
 
+    /// Kills whatever runs in it.
+    fn end_all(&self) {
+        let list = Command::new("ip")
+            .args(["netns", "pids", &self.name])
+            .env("PATH", path())
+            .output();
+        let list = String::from_utf8(list.map(|list| list.stdout).unwrap_or_default());
+        for pid in list.unwrap_or_default().lines() {
+            if let Ok(pid) = pid.parse() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+
     /// Whatever is missing of it is gone already.
     fn remove(&self) {
         let _ = fs::remove_dir_all(self.etc());
@@ -281,7 +297,9 @@ fn remove_leftovers() {
             continue;
         };
         if !Path::new("/proc").join(owner.to_string()).exists() {
-            Space { name }.remove();
+            let space = Space { name };
+            space.end_all();
+            space.remove();
         }
     }
 }

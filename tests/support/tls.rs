@@ -167,15 +167,26 @@ impl Client<'_> {
         Ok(tls)
     }
 
-    /// Shakes hands to the end, says nothing, and takes its leave.
+    /// Shakes hands to the end, says nothing, and ends the connection.
     pub fn only_shake_hands(&self, mut stream: TcpStream) {
         let mut tls = self.connection();
         while tls.is_handshaking() || tls.wants_write() {
             tls.complete_io(&mut stream).unwrap();
         }
-        tls.send_close_notify();
-        tls.complete_io(&mut stream).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
+        listen(&stream);
+    }
+
+    /// Shakes hands to the end, says that it is over, and lets the server end the connection.
+    pub fn only_take_leave(&self, mut stream: TcpStream) {
+        let mut tls = self.connection();
+        while tls.is_handshaking() || tls.wants_write() {
+            tls.complete_io(&mut stream).unwrap();
+        }
+        tls.send_close_notify();
+        while tls.wants_write() {
+            tls.write_tls(&mut stream).unwrap();
+        }
         listen(&stream);
     }
 
