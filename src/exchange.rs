@@ -135,6 +135,7 @@ impl Exchange {
             first_byte_ms: None,
             total_ms: 0.0,
             dns_source: None,
+            dns: None,
             upstream_name: None,
             upstream_status: None,
             upstream_reason: None,

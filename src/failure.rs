@@ -15,7 +15,7 @@ use http::StatusCode;
 
 use crate::cause::{Cause, Kind, Phase};
 use crate::net::connect::{ConnectError, Icmp, Outcome};
-use crate::net::resolve::ResolveError;
+use crate::net::resolve::{Doubt, Extended, ResolveError, Unresolved};
 use crate::net::socket::Departure;
 use crate::net::upstream::{Reported, UpstreamError};
 use crate::policy::guard::Guard;
@@ -50,6 +50,16 @@ pub enum Failure {
     /// The TCP connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The addresses that name servers gave, which cannot be right.
+    #[error("{name}: {doubt}: {}", chain(failure.as_ref()))]
+    Answer {
+        /// The name.
+        name: Arc<str>,
+        /// What speaks against them.
+        doubt: Doubt,
+        /// What became of them.
+        failure: Box<Self>,
+    },
     /// The way to an upstream, before it was asked for anything.
     #[error("upstream {upstream}: {}", chain(failure.as_ref()))]
     Reach {
@@ -412,11 +422,30 @@ impl Failure {
         }
     }
 
+    /// The response code and the extended error of the reply that it comes of (RFC 9209, section 2.3.2).
+    pub fn dns_codes(&self) -> (Option<&'static str>, Option<u16>) {
+        let info = |ede: Option<&Extended>| ede.map(|ede| ede.code);
+        if let Self::Resolve(error) = self {
+            (error.response_code(), info(error.facts.ede.as_ref()))
+        } else if let Self::Answer { doubt, .. } = self {
+            let ede = if let Doubt::Blocked(ede) = doubt {
+                Some(ede)
+            } else {
+                None
+            };
+            (Some("NOERROR"), info(ede))
+        } else if let Self::Reach { failure, .. } = self {
+            failure.dns_codes()
+        } else {
+            (None, None)
+        }
+    }
+
     /// The ICMP message behind it.
     pub fn icmp(&self) -> Option<Icmp> {
         if let Self::Connect(error) = self {
             error.icmp()
-        } else if let Self::Reach { failure, .. } = self {
+        } else if let Self::Reach { failure, .. } | Self::Answer { failure, .. } = self {
             failure.icmp()
         } else {
             None
@@ -461,6 +490,12 @@ pub fn classify(failure: &Failure) -> Cause {
         Failure::Connections { .. } => Kind::ProxyLimitConnections,
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),
+        Failure::Answer { doubt, .. } => match doubt {
+            Doubt::Blocked(_) => Kind::DnsBlockedByResolver,
+            Doubt::Contested => Kind::DnsDoubleReply,
+            Doubt::Forged(_) => Kind::DnsKnownForged,
+            Doubt::Bogon(_) => Kind::DnsBogon,
+        },
         Failure::Reach { failure, .. } => return Cause::of_upstream(classify(failure).kind),
         Failure::Upstream {
             error: UpstreamError::Refused(reply),
@@ -543,14 +578,18 @@ fn classify_connect(error: &ConnectError) -> Kind {
 }
 
 fn classify_resolve(error: &ResolveError) -> Kind {
-    match error {
-        ResolveError::Timeout { .. } => Kind::DnsTimeout,
-        ResolveError::ServerUnreachable { .. } => Kind::DnsServerUnreachable,
-        ResolveError::NxDomain { .. } => Kind::DnsNxdomain,
-        ResolveError::NoAddress { .. } => Kind::DnsNoAddress,
-        ResolveError::ServFail { .. } => Kind::DnsServfail,
-        ResolveError::Refused { .. } => Kind::DnsRefused,
-        ResolveError::Misbehaving { .. } => Kind::DnsServerMisbehaving,
+    match &error.why {
+        Unresolved::Timeout { .. } => Kind::DnsTimeout,
+        Unresolved::ServerUnreachable { .. } => Kind::DnsServerUnreachable,
+        Unresolved::NxDomain => Kind::DnsNxdomain,
+        Unresolved::NxDomainUnsigned => Kind::DnsNxdomainUnsigned,
+        Unresolved::NoAddress => Kind::DnsNoAddress,
+        Unresolved::ServFail { .. } => Kind::DnsServfail,
+        Unresolved::DnssecBogus { .. } => Kind::DnsDnssecBogus,
+        Unresolved::Blocked { .. } => Kind::DnsBlockedByResolver,
+        Unresolved::Refused { .. } => Kind::DnsRefused,
+        Unresolved::TruncatedTcpFailed { .. } => Kind::DnsTruncatedTcpFailed,
+        Unresolved::Misbehaving(_) => Kind::DnsServerMisbehaving,
     }
 }
 

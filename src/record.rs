@@ -4,7 +4,7 @@
 //! A key without a value is left out.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -238,6 +238,9 @@ pub struct Record {
     /// Where the addresses came from: `hosts`, `pin`, or `dns`.
     #[serde(rename = "egress.dns.source", skip_serializing_if = "Option::is_none")]
     pub dns_source: Option<&'static str>,
+    /// What the name server said of the name that was looked up.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Box<Dns>>,
     /// The upstream's name.
     #[serde(
         rename = "egress.upstream.name",
@@ -307,6 +310,44 @@ pub struct Record {
     /// What the cause means and what to do, on failure.
     #[serde(rename = "egress.hint", skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'static, str>>,
+}
+
+/// A name server's reply, beside what was found.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Dns {
+    /// The name server.
+    #[serde(rename = "egress.dns.server")]
+    pub server: SocketAddr,
+    /// How its reply came: `udp` or `tcp`.
+    #[serde(
+        rename = "egress.dns.transport",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub transport: Option<&'static str>,
+    /// Whether the reply was remembered from an earlier lookup.
+    #[serde(rename = "egress.dns.cached")]
+    pub cached: bool,
+    /// For how many seconds the answer holds.
+    #[serde(rename = "egress.dns.ttl_s", skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u32>,
+    /// The code of the extended error (RFC 8914).
+    #[serde(rename = "egress.dns.ede", skip_serializing_if = "Option::is_none")]
+    pub ede: Option<u16>,
+    /// Its text, by the server.
+    #[serde(
+        rename = "egress.dns.ede_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ede_text: Option<String>,
+    /// How many different replies came to one question: 2 where answers are injected.
+    #[serde(rename = "egress.dns.replies", skip_serializing_if = "Option::is_none")]
+    pub replies: Option<u32>,
+    /// The records in the answers, of both families.
+    #[serde(
+        rename = "egress.dns.rr_count",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rr_count: Option<u32>,
 }
 
 /// The handshake of a tunnel, as far as it is in the clear.
@@ -700,7 +741,7 @@ pub struct Attempt {
     pub hop: Arc<str>,
     /// The address and port; absent where no address was found.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub address: Option<std::net::SocketAddr>,
+    pub address: Option<SocketAddr>,
     /// `ipv4` or `ipv6`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<&'static str>,

@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify, classify_try};
 use crate::net::connect::{self, Outcome, Try};
-use crate::net::resolve::{ResolveError, Resolver};
+use crate::net::resolve::{ResolveError, Resolver, is_teredo};
 use crate::net::socket::Socket;
 use crate::policy::Policy;
 use crate::policy::guard::{Admitted, Guard};
@@ -123,10 +123,35 @@ impl Names {
         let found = self.resolver.resolve(name, limit).await;
         match &found {
             Ok(found) => trail.resolved(name, started.elapsed(), found),
-            Err(error) => trail.unresolved(name, started.elapsed(), error.response_code()),
+            Err(error) => trail.unresolved(name, started.elapsed(), error),
         }
         Ok(found?.addresses)
     }
+
+    /// Names a failure to use a target's addresses after what is wrong with the addresses themselves, where that is known.
+    fn doubted(&self, target: &Target, addresses: &[IpAddr], failure: Failure) -> Failure {
+        let Host::Name(name) = &target.host else {
+            return failure;
+        };
+        if self.policy.pinned(name).is_some() || !may_be_of_address(&failure) {
+            return failure;
+        }
+        match self.resolver.doubt(name, addresses) {
+            Some(doubt) => Failure::Answer {
+                name: name.clone(),
+                doubt,
+                failure: Box::new(failure),
+            },
+            None => failure,
+        }
+    }
+}
+
+/// Whether another address might have gone better: not where this host has run out of something or forbids it.
+fn may_be_of_address(failure: &Failure) -> bool {
+    let cause = classify(failure);
+    matches!(cause.phase(), Some(Phase::Connect | Phase::Policy))
+        || cause.kind == Kind::ProxyNoRoute
 }
 
 /// Judges one address.
@@ -137,6 +162,7 @@ type Judge<'a> = &'a (dyn Fn(SocketAddr) -> Result<Admitted, Guard> + Sync);
 async fn connect(
     target: &Target,
     addresses: Vec<IpAddr>,
+    names: &Names,
     judge: Judge<'_>,
     name: fn(Kind) -> Cause,
     timeouts: &Timeouts,
@@ -145,16 +171,24 @@ async fn connect(
     trail.enter(Phase::Connect);
     let started = Instant::now();
     let judged = addresses
-        .into_iter()
-        .map(|ip| judge(SocketAddr::new(ip, target.port)));
+        .iter()
+        .map(|ip| judge(SocketAddr::new(*ip, target.port)));
     let (admitted, refused): (Vec<_>, Vec<_>) = judged.partition(Result::is_ok);
     let admitted: Vec<Admitted> = admitted.into_iter().flatten().collect();
     if let (true, Some(guard)) = (
         admitted.is_empty(),
-        refused.into_iter().find_map(Result::err),
+        refused
+            .into_iter()
+            .filter_map(Result::err)
+            .min_by_key(|guard| rank(*guard)),
     ) {
-        let failure = Failure::of_guard(guard, target.to_string());
-        trail.failed(classify(&failure), started.elapsed());
+        let mut failure = Failure::of_guard(guard, target.to_string());
+        // What another guard refuses stays denied, whatever the answer looks like: it may be there to reach inwards.
+        let is_forged = guard != Guard::Own && addresses.iter().all(|ip| is_teredo(*ip));
+        if guard == Guard::Special || is_forged {
+            failure = names.doubted(target, &addresses, failure);
+        }
+        trail.failed(name(classify(&failure).kind), started.elapsed());
         return Err(failure);
     }
     if let Some(guard) = admitted.iter().find_map(|admitted| admitted.would()) {
@@ -172,7 +206,19 @@ async fn connect(
             trail.tried(&attempt, classify_try(&attempt.outcome).map(name));
         }
     };
-    let socket = connect::connect(&admitted, target.zone.as_deref(), &limits, &note).await?;
+    let connecting = connect::connect(&admitted, target.zone.as_deref(), &limits, &note);
+    let socket = connecting
+        .await
+        .map_err(|error| names.doubted(target, &addresses, error.into()))?;
     trail.connected(&socket, started.elapsed());
     Ok(socket)
+}
+
+/// Of the guards that refuse all addresses of a target the one that is told: the plainest offence last.
+fn rank(guard: Guard) -> u8 {
+    match guard {
+        Guard::Own => 0,
+        Guard::Loopback | Guard::LinkLocal | Guard::Private | Guard::ConnectPorts => 1,
+        Guard::Special => 2,
+    }
 }

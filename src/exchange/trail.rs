@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use super::millis;
 use crate::cause::{Cause, Phase};
 use crate::net::connect::{Outcome, Try};
-use crate::net::resolve::Resolved;
+use crate::net::resolve::{Facts, ResolveError, Resolved, Transport};
 use crate::net::socket::Socket;
 use crate::net::upstream::Reply;
-use crate::record::{self, Attempt, Record, quote};
+use crate::record::{self, Attempt, Dns, Record, quote};
 
 /// The facts noted while a request is under way. The wait that learns a fact notes it at once, so that
 /// it is there whatever happens next.
@@ -28,7 +28,8 @@ pub(super) struct Story {
     dns: Option<(String, Duration)>,
     resolved: Vec<IpAddr>,
     dns_source: Option<&'static str>,
-    response_code: Option<String>,
+    response_code: Option<&'static str>,
+    facts: Option<Facts>,
     connect: Option<Duration>,
     pub(super) connected: Option<Instant>,
     upstream: Option<(Arc<str>, Option<Duration>)>,
@@ -63,6 +64,7 @@ impl Default for Trail {
             resolved: Vec::new(),
             dns_source: None,
             response_code: None,
+            facts: None,
             connect: None,
             connected: None,
             upstream: None,
@@ -113,13 +115,20 @@ impl Trail {
         story.dns = Some((name.to_owned(), took));
         story.resolved.clone_from(&found.addresses);
         story.dns_source = Some(found.source.as_str());
+        story.response_code = found.facts.response_code();
+        story.facts = Some(found.facts.clone());
+        drop(story);
+        if found.facts.is_suffixed {
+            self.note("dns.search_suffix");
+        }
     }
 
     /// Notes a lookup that failed.
-    pub fn unresolved(&self, name: &str, took: Duration, response_code: Option<String>) {
+    pub fn unresolved(&self, name: &str, took: Duration, error: &ResolveError) {
         let mut story = self.story();
         story.dns = Some((name.to_owned(), took));
-        story.response_code = response_code;
+        story.response_code = error.response_code();
+        story.facts = Some((*error.facts).clone());
     }
 
     /// Notes addresses that needed no lookup.
@@ -260,12 +269,17 @@ impl Story {
     /// Fills a record in; `cause` is what the request failed of.
     pub(super) fn tell(&self, record: &mut Record, cause: Option<Cause>) {
         if let Some((name, took)) = &self.dns {
-            record.dns_question = Some(name.clone());
+            let asked = self
+                .facts
+                .as_ref()
+                .and_then(|facts| facts.question.as_ref());
+            record.dns_question = Some(asked.unwrap_or(name).clone());
             record.dns_ms = Some(millis(*took));
         }
+        record.dns = self.facts.as_ref().and_then(dns_of).map(Box::new);
         record.dns_resolved.clone_from(&self.resolved);
         record.dns_source = self.dns_source;
-        record.dns_response_code.clone_from(&self.response_code);
+        record.dns_response_code = self.response_code.map(str::to_owned);
         record.connect_ms = self.connect.map(millis);
         record.hop.clone_from(&self.hop);
         record.attempts.clone_from(&self.attempts);
@@ -301,4 +315,23 @@ impl Story {
             record.would.clone_from(&self.would);
         }
     }
+}
+
+/// What name servers said, where one was asked.
+fn dns_of(facts: &Facts) -> Option<Dns> {
+    let ede = facts.ede.as_ref();
+    let server = facts.server?;
+    Some(Dns {
+        server,
+        transport: facts.transport.map(Transport::as_str),
+        cached: facts.is_cached,
+        ttl_s: facts.ttl,
+        ede: ede.map(|ede| ede.code),
+        ede_text: ede
+            .filter(|ede| !ede.text.is_empty())
+            .map(|ede| quote(&ede.text)),
+        // Until now: one that comes late is told, too.
+        replies: facts.replies(),
+        rr_count: facts.records,
+    })
 }

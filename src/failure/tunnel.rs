@@ -136,6 +136,9 @@ fn of_handshake(ending: &Ending) -> Option<Cause> {
         return Some(kind.into());
     }
     let facts = &ending.tls;
+    if facts.has_goodbye && !facts.has_client_data {
+        return Some(Kind::TlsClientClosedBeforeRequest.into());
+    }
     if facts.server_ends_alert_sized
         && matches!(
             ending.end.reason,

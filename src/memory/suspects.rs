@@ -146,8 +146,9 @@ fn is_contested(record: &Record) -> bool {
 }
 
 /// How many answers came to the one question for the target's name.
-fn replies(_: &Record) -> u32 {
-    1
+fn replies(record: &Record) -> u32 {
+    let dns = record.dns.as_ref();
+    dns.and_then(|dns| dns.replies).unwrap_or(1)
 }
 
 fn dns_poisoning(record: &Record) -> Option<Suspect> {

@@ -3,10 +3,14 @@
 //! Both files are looked at before each lookup, so that a VPN that comes or goes needs no restart.
 
 mod ask;
+mod doubt;
+mod error;
+mod facts;
+mod journal;
 mod provider;
+mod tap;
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,15 +19,18 @@ use std::time::{Duration, SystemTime};
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
-use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
-use tokio::time::timeout;
+use hickory_resolver::net::NetError;
+use hickory_resolver::proto::rr::RecordType;
+use tokio::time::Instant;
 
-use ask::Asker;
+use ask::{Asker, Missed};
 
 use crate::policy::guard::is_localhost;
 use crate::target::Host;
-use crate::timeouts::Brief;
+
+pub use doubt::{Doubt, is_teredo};
+pub use error::{ResolveError, Unresolved};
+pub use facts::{Asked, Extended, Facts, Transport};
 
 /// One try of one server. With two tries it stays below the 5 s that a lookup may take.
 const TRY: Duration = Duration::from_secs(2);
@@ -45,9 +52,9 @@ pub struct Resolver {
 
 enum Servers {
     /// Those of resolv.conf(5).
-    System(Watched<Option<Asker>>),
+    System(Watched<Option<Arc<Asker>>>),
     /// These.
-    Given(Box<Asker>),
+    Given(Arc<Asker>),
 }
 
 /// What a file says, read again when the file changes.
@@ -58,12 +65,14 @@ struct Watched<T> {
 }
 
 /// The addresses of a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Resolved {
     /// At least one; IPv6 first, each once.
     pub addresses: Vec<IpAddr>,
     /// Where they come from.
     pub source: Source,
+    /// What else is known of the lookup.
+    pub facts: Facts,
 }
 
 /// Who knew a name.
@@ -82,76 +91,6 @@ impl Source {
             Self::Hosts => "hosts",
             Self::Dns => "dns",
         }
-    }
-}
-
-/// Why a name has no address.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ResolveError {
-    /// No server answered in time.
-    #[error("look up {name}: no name server answered within {}", Brief(*after))]
-    Timeout {
-        /// The name.
-        name: String,
-        /// The limit, or what the servers took to fail.
-        after: Duration,
-    },
-    /// No server can be reached, or none is configured.
-    #[error("look up {name}: no name server can be reached")]
-    ServerUnreachable {
-        /// The name.
-        name: String,
-        /// The last server's error, where there was one.
-        source: Option<Arc<io::Error>>,
-    },
-    /// The name does not exist (NXDOMAIN).
-    #[error("look up {name}: NXDOMAIN")]
-    NxDomain {
-        /// The name.
-        name: String,
-    },
-    /// The name exists and has neither an A nor an AAAA record.
-    #[error("look up {name}: no A or AAAA record")]
-    NoAddress {
-        /// The name.
-        name: String,
-    },
-    /// The server failed (SERVFAIL).
-    #[error("look up {name}: SERVFAIL")]
-    ServFail {
-        /// The name.
-        name: String,
-    },
-    /// The server refused (REFUSED).
-    #[error("look up {name}: REFUSED")]
-    Refused {
-        /// The name.
-        name: String,
-    },
-    /// The server's reply is malformed, or of a code that makes no sense here.
-    #[error("look up {name}")]
-    Misbehaving {
-        /// The name.
-        name: String,
-        /// What is wrong with the reply.
-        source: NetError,
-    },
-}
-
-impl ResolveError {
-    /// The response code, where a server gave one.
-    pub fn response_code(&self) -> Option<String> {
-        let code = match self {
-            Self::Timeout { .. } | Self::ServerUnreachable { .. } => return None,
-            Self::NxDomain { .. } => "NXDOMAIN",
-            Self::NoAddress { .. } => "NOERROR",
-            Self::ServFail { .. } => "SERVFAIL",
-            Self::Refused { .. } => "REFUSED",
-            Self::Misbehaving { source, .. } => {
-                return code_of(source).map(|code| code.to_str().to_owned());
-            }
-        };
-        Some(code.to_owned())
     }
 }
 
@@ -181,7 +120,7 @@ impl Resolver {
         let config =
             ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(config).collect());
         let servers = match build(config, ResolverOpts::default()) {
-            Some(resolver) => Servers::Given(Box::new(resolver)),
+            Some(resolver) => Servers::Given(resolver),
             None => Servers::System(Watched::new("/etc/resolv.conf", |_| None)),
         };
         Self {
@@ -191,50 +130,102 @@ impl Resolver {
     }
 
     /// Looks up both families of a name, within `limit`. A name of the hosts file is not asked for elsewhere.
+    ///
+    /// A denial that lacks its SOA record costs one more question: for a name beside it that cannot exist, within the
+    /// limit and a second, and once in some minutes for its zone.
     pub async fn resolve(&self, name: &str, limit: Duration) -> Result<Resolved, ResolveError> {
+        if let Some(addresses) = self.without_asking(name) {
+            return Ok(Resolved {
+                addresses,
+                source: Source::Hosts,
+                facts: Facts::default(),
+            });
+        }
+        let Some(asker) = self.asker() else {
+            let why = Unresolved::ServerUnreachable {
+                source: None,
+                asked: Vec::new(),
+            };
+            return Err(ResolveError::new(name, why));
+        };
+        let begun = Instant::now();
+        let Missed {
+            error,
+            facts,
+            unsigned,
+        } = match asker.ask(name, limit).await {
+            Ok(found) => {
+                return Ok(Resolved {
+                    addresses: in_order(found.addresses.into_iter()),
+                    source: Source::Dns,
+                    facts: found.facts,
+                });
+            }
+            Err(missed) => missed,
+        };
+        let mut why = Unresolved::new(error, limit, &facts, |server| {
+            asker.journal.peer(server).tcp
+        });
+        let left = limit.saturating_sub(begun.elapsed());
+        if let (Unresolved::NxDomain, Some(denied)) = (&why, unsigned)
+            && asker.denies_with_soa(&denied, left).await
+        {
+            why = Unresolved::NxDomainUnsigned;
+        }
+        Err(ResolveError {
+            name: name.to_owned(),
+            why,
+            facts: Box::new(facts),
+        })
+    }
+
+    /// Whether two different answers came to one question for a name, in the last minutes.
+    pub fn is_contested(&self, name: &str) -> bool {
+        self.asker().is_some_and(|asker| {
+            ask::name_of(name).is_ok_and(|name| asker.journal.is_contested(&name))
+        })
+    }
+
+    /// What speaks against the addresses that name servers gave for a name, now that they turn out to be of no use.
+    pub fn doubt(&self, name: &str, addresses: &[IpAddr]) -> Option<Doubt> {
+        if self.without_asking(name).is_some() {
+            return None;
+        }
+        let asker = self.asker()?;
+        let question = ask::name_of(name).ok()?;
+        let last = |kind| Some(asker.journal.last(&question, kind)?.0.read());
+        let seen = [RecordType::A, RecordType::AAAA].map(last);
+        let mut replies = seen.iter().flatten().filter_map(|seen| seen.reply.as_ref());
+        // A name that was found under a suffix only is no public one.
+        if !replies.clone().any(|reply| reply.records > 0) {
+            return None;
+        }
+        let ede = replies.find_map(|reply| reply.ede.clone().filter(Extended::is_of_policy));
+        if let Some(ede) = ede {
+            Some(Doubt::Blocked(ede))
+        } else if asker.journal.is_contested(&question) {
+            Some(Doubt::Contested)
+        } else {
+            Doubt::of_addresses(name, addresses)
+        }
+    }
+
+    /// The addresses of a name that no name server is asked for.
+    fn without_asking(&self, name: &str) -> Option<Vec<IpAddr>> {
         if is_localhost(name) {
-            let addresses = vec![
+            return Some(vec![
                 IpAddr::V6(Ipv6Addr::LOCALHOST),
                 IpAddr::V4(Ipv4Addr::LOCALHOST),
-            ];
-            return Ok(Resolved {
-                addresses,
-                source: Source::Hosts,
-            });
+            ]);
         }
-        if let Some(addresses) = in_hosts(&self.hosts.get(), name) {
-            return Ok(Resolved {
-                addresses,
-                source: Source::Hosts,
-            });
-        }
-        let system;
-        let resolver = match &self.servers {
-            Servers::Given(resolver) => resolver,
-            Servers::System(watched) => {
-                system = watched.get();
-                match &*system {
-                    Some(resolver) => resolver,
-                    None => {
-                        return Err(ResolveError::ServerUnreachable {
-                            name: name.to_owned(),
-                            source: None,
-                        });
-                    }
-                }
-            }
-        };
-        let name = name.to_owned();
-        match timeout(limit, resolver.ask(&name)).await {
-            Err(_) => Err(ResolveError::Timeout { name, after: limit }),
-            Ok(Err(error)) => Err(failure(name, error, limit)),
-            Ok(Ok(found)) => match in_order(found.into_iter()) {
-                addresses if addresses.is_empty() => Err(ResolveError::NoAddress { name }),
-                addresses => Ok(Resolved {
-                    addresses,
-                    source: Source::Dns,
-                }),
-            },
+        in_hosts(&self.hosts.get(), name)
+    }
+
+    /// Who asks, where any name server is known.
+    fn asker(&self) -> Option<Arc<Asker>> {
+        match &self.servers {
+            Servers::Given(asker) => Some(asker.clone()),
+            Servers::System(watched) => (*watched.get()).clone(),
         }
     }
 }
@@ -300,7 +291,7 @@ fn read_hosts(path: &Path) -> Hosts {
     hosts
 }
 
-fn system_servers(path: &Path) -> Option<Asker> {
+fn system_servers(path: &Path) -> Option<Arc<Asker>> {
     let text = std::fs::read(path).map_err(NetError::from);
     let parsed = text.and_then(hickory_resolver::system_conf::parse_resolv_conf);
     match parsed {
@@ -312,9 +303,12 @@ fn system_servers(path: &Path) -> Option<Asker> {
     }
 }
 
-fn build(config: ResolverConfig, mut options: ResolverOpts) -> Option<Asker> {
+fn build(config: ResolverConfig, mut options: ResolverOpts) -> Option<Arc<Asker>> {
     options.timeout = options.timeout.min(TRY);
-    options.attempts = options.attempts.min(TRIES);
+    // The library counts those after the first.
+    options.attempts = options.attempts.clamp(1, TRIES) - 1;
+    // Without an OPT record in the question no server says why it fails (RFC 8914, section 3).
+    options.edns0 = true;
     options.use_hosts_file = ResolveHosts::Never;
     options.cache_size = CACHE;
     options.positive_max_ttl = Some(LONGEST_TTL);
@@ -322,6 +316,7 @@ fn build(config: ResolverConfig, mut options: ResolverOpts) -> Option<Asker> {
     Asker::new(config, options)
         .inspect_err(|error| tracing::error!(%error, "the resolver cannot be built"))
         .ok()
+        .map(Arc::new)
 }
 
 fn in_hosts(hosts: &Hosts, name: &str) -> Option<Vec<IpAddr>> {
@@ -340,48 +335,6 @@ fn in_order(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     }
     ordered.sort_by_key(IpAddr::is_ipv4);
     ordered
-}
-
-fn failure(name: String, error: NetError, limit: Duration) -> ResolveError {
-    match code_of(&error) {
-        Some(ResponseCode::NXDomain) => return ResolveError::NxDomain { name },
-        Some(ResponseCode::NoError) => return ResolveError::NoAddress { name },
-        Some(ResponseCode::ServFail) => return ResolveError::ServFail { name },
-        Some(ResponseCode::Refused) => return ResolveError::Refused { name },
-        Some(_) => {
-            return ResolveError::Misbehaving {
-                name,
-                source: error,
-            };
-        }
-        None => {}
-    }
-    if let NetError::Timeout = error {
-        ResolveError::Timeout { name, after: limit }
-    } else if let NetError::Io(source) = error {
-        ResolveError::ServerUnreachable {
-            name,
-            source: Some(source),
-        }
-    } else if let NetError::NoConnections = error {
-        ResolveError::ServerUnreachable { name, source: None }
-    } else {
-        ResolveError::Misbehaving {
-            name,
-            source: error,
-        }
-    }
-}
-
-/// The response code in an error. NXDOMAIN and an empty answer are both "no records": only the code tells them apart.
-fn code_of(error: &NetError) -> Option<ResponseCode> {
-    if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
-        Some(none.response_code)
-    } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
-        Some(*code)
-    } else {
-        None
-    }
 }
 
 #[cfg(test)]

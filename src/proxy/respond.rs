@@ -167,7 +167,8 @@ fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&b));
     let mut field = if is_token { name.clone() } else { quoted(name) };
-    if let Some(error) = classify(failure).proxy_status() {
+    let error = classify(failure).proxy_status();
+    if let Some(error) = error {
         field.push_str("; error=");
         field.push_str(error);
     }
@@ -178,10 +179,14 @@ fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String
     {
         let _ = write!(field, "; received-status={}", reply.status.as_u16());
     }
-    if let Failure::Resolve(error) = failure
-        && let Some(rcode) = error.response_code()
-    {
-        let _ = write!(field, "; rcode={}", quoted(&rcode));
+    if error == Some("dns_error") {
+        let (code, info) = failure.dns_codes();
+        if let Some(code) = code {
+            let _ = write!(field, "; rcode={}", quoted(code));
+        }
+        if let Some(info) = info {
+            let _ = write!(field, "; info-code={info}");
+        }
     }
     let details = format!("{}: {message}", classify(failure));
     let _ = write!(field, "; details={}", quoted(&details));

@@ -47,6 +47,7 @@ impl Direct {
         let socket = connect(
             &plan.target,
             addresses,
+            &self.names,
             &judge,
             Cause::from,
             &plan.timeouts,
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
     use crate::client::Client;
     use crate::config::{self, Environment, Options, Source};
-    use crate::net::resolve::{ResolveError, Resolver};
+    use crate::net::resolve::{ResolveError, Resolver, Unresolved};
     use crate::route::Purpose;
     use crate::target::Target;
 
@@ -103,15 +104,19 @@ mod tests {
             // The pin would answer now, had it to be asked again.
             target: Target::from_authority("a.example:1").unwrap(),
             purpose: Purpose::Tunnel,
-            addresses: Some(Err(ResolveError::ServFail {
-                name: "a.example".to_owned(),
-            })),
+            addresses: Some(Err(ResolveError::new(
+                "a.example",
+                Unresolved::ServFail { ede: None },
+            ))),
             timeouts: policy.timeouts.clone(),
             via: String::new(),
         };
         let failure = direct.dial(&plan, &Trail::default()).await.unwrap_err();
         assert!(
-            matches!(failure, Failure::Resolve(ResolveError::ServFail { .. })),
+            matches!(
+                &failure,
+                Failure::Resolve(error) if matches!(error.why, Unresolved::ServFail { .. })
+            ),
             "{failure:?}"
         );
     }

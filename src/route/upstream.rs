@@ -98,6 +98,7 @@ impl Upstream {
         connect(
             &self.proxy,
             found,
+            &self.names,
             &judge,
             Cause::of_upstream,
             &plan.timeouts,

@@ -128,6 +128,8 @@ pub struct Facts {
     pub server_is_cut: bool,
     /// The client's first encrypted word.
     pub reply: Option<Reply>,
+    /// Whether the client took its leave behind the handshake, by an encrypted alert.
+    pub has_goodbye: bool,
     /// Whether the client sent application data behind the handshake.
     pub has_client_data: bool,
     /// Bytes of the server before the client's answer.
@@ -316,7 +318,7 @@ impl Ledger {
                 self.client.is_sealed = true;
                 self.answer(now);
             }
-            ALERT if self.client.is_sealed => {}
+            ALERT if self.client.is_sealed => self.facts.has_goodbye = true,
             ALERT => self.client_alert(),
             HANDSHAKE if self.client.is_sealed => {
                 self.facts.reply.get_or_insert(Reply::Finished);
@@ -335,8 +337,7 @@ impl Ledger {
                         self.facts.reply = Some(Reply::Finished);
                     }
                     None => self.facts.reply = Some(Reply::Unclear),
-                    // The goodbye of a client that finished and wants nothing.
-                    Some(Reply::Finished) if len == ALERT_1_3 => {}
+                    Some(Reply::Finished) if len == ALERT_1_3 => self.facts.has_goodbye = true,
                     Some(Reply::AlertSized) => {}
                     Some(Reply::Finished | Reply::Unclear) => self.facts.has_client_data = true,
                 }

@@ -1,32 +1,66 @@
 //! Asks name servers for both families of a name, under each name of the search list.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_resolver::config::{ResolverConfig, ResolverOpts};
-use hickory_resolver::net::{NetError, NoRecords};
+use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use uuid::Uuid;
 
-use super::code_of;
-use super::provider::Provider;
+use super::error::code_of;
+use super::facts::{Facts, Transport};
+use super::journal::{Journal, Seen, Story, is_unhelpful};
+use super::provider::Sockets;
+use super::tap::Tap;
 
 /// With the addresses of one family there, the other is waited for no longer than this. RFC 8305,
 /// section 3, advises 50 ms; rules judge addresses, so a little more is given to have them all.
 const STRAGGLER: Duration = Duration::from_millis(250);
 
+/// A zone is asked for a name that cannot exist no more often than this, and for no longer than that.
+const ONCE_IN: Duration = Duration::from_mins(5);
+const SIBLING: Duration = Duration::from_secs(1);
+/// Zones whose denials are remembered.
+const ZONES: usize = 256;
+
 /// Some name servers and the search list that goes with them.
 ///
 /// The library's own lookup of both families waits for the slower one whatever it has, tells the
 /// error of A only, and of a search list the last one.
-#[derive(Debug)]
 pub(super) struct Asker {
-    dns: hickory_resolver::Resolver<Provider>,
+    dns: hickory_resolver::Resolver<Tap>,
+    pub(super) journal: Arc<Journal>,
     search: Vec<Name>,
     ndots: usize,
+    /// Whether a denial in a zone has an SOA record; nothing while it is asked for.
+    denials: Mutex<HashMap<Name, (Instant, Option<bool>)>>,
 }
+
+/// The addresses of a name.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// IPv6 first.
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) facts: Facts,
+}
+
+/// Why a name has none.
+#[derive(Debug)]
+pub(super) struct Missed {
+    pub(super) error: NetError,
+    pub(super) facts: Facts,
+    /// The name, if it was denied without an SOA record.
+    pub(super) unsigned: Option<Name>,
+}
+
+/// The addresses of one family, and for how long they hold.
+type Family = (Vec<IpAddr>, Option<u32>);
 
 impl Asker {
     pub(super) fn new(config: ResolverConfig, options: ResolverOpts) -> Result<Self, NetError> {
@@ -35,32 +69,95 @@ impl Asker {
             search.extend(domain);
         }
         let ndots = options.ndots;
+        let journal = Arc::<Journal>::default();
+        let tap = Tap {
+            sockets: Sockets::new(journal.clone()),
+            journal: journal.clone(),
+            is_alone: servers.len() < 2,
+        };
         let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-        let dns = hickory_resolver::Resolver::builder_with_config(config, Provider::default())
+        let dns = hickory_resolver::Resolver::builder_with_config(config, tap)
             .with_options(options)
             .build()?;
-        Ok(Self { dns, search, ndots })
+        Ok(Self {
+            dns,
+            journal,
+            search,
+            ndots,
+            denials: Mutex::default(),
+        })
     }
 
-    /// The addresses of the first name of the search list that has any, IPv6 first.
-    pub(super) async fn ask(&self, name: &str) -> Result<Vec<IpAddr>, NetError> {
-        let mut failure = None;
-        for name in self.candidates(name_of(name)?) {
-            let error = match self.both_families(&name).await {
-                Ok(addresses) => return Ok(addresses),
-                Err(error) => error,
+    /// The addresses of the first name of the search list that has any, within `limit`.
+    pub(super) async fn ask(&self, name: &str, limit: Duration) -> Result<Found, Missed> {
+        let deadline = Instant::now() + limit;
+        let name = name_of(name).map_err(Missed::from)?;
+        let labels = name.num_labels();
+        let mut failure: Option<Missed> = None;
+        for name in self.candidates(name) {
+            let mut asked = self.both_families(&name, deadline).await;
+            let facts = match &mut asked {
+                Ok(found) => &mut found.facts,
+                Err(missed) => &mut missed.facts,
+            };
+            facts.question = Some(name.to_string().trim_end_matches('.').to_owned());
+            facts.is_suffixed = name.num_labels() > labels;
+            let missed = match asked {
+                Ok(found) => return Ok(found),
+                Err(missed) => missed,
             };
             // Where no server answers, none will for the next name.
-            let ends_here = code_of(&error).is_none();
-            failure = Some(match failure {
-                Some(earlier) => more_telling(earlier, error),
-                None => error,
-            });
+            let ends_here = code_of(&missed.error).is_none();
+            if failure
+                .as_ref()
+                .is_none_or(|earlier| is_more_telling(&missed.error, &earlier.error))
+            {
+                failure = Some(missed);
+            }
             if ends_here {
                 break;
             }
         }
-        Err(failure.unwrap_or(NetError::NoConnections))
+        Err(failure.unwrap_or_else(|| NetError::NoConnections.into()))
+    }
+
+    /// Whether the zone of a denied name denies others with an SOA record, as RFC 2308 asks for: a name that cannot exist
+    /// is asked for, right now.
+    pub(super) async fn denies_with_soa(&self, name: &Name, limit: Duration) -> bool {
+        let zone = name.base_name();
+        {
+            let mut denials = self.denials();
+            if let Some((since, denial)) = denials.get(&zone)
+                && since.elapsed() < ONCE_IN
+            {
+                return *denial == Some(true);
+            }
+            if denials.len() >= ZONES {
+                denials.retain(|_, (since, _)| since.elapsed() < ONCE_IN);
+            }
+            if denials.len() >= ZONES {
+                return false;
+            }
+            denials.insert(zone.clone(), (Instant::now(), None));
+        }
+        let random = Uuid::now_v7().simple().to_string();
+        let label = format!("x{}", random.get(20..).unwrap_or_default());
+        let Ok(mut sibling) = zone.prepend_label(label.as_str()) else {
+            return false;
+        };
+        sibling.set_fqdn(true);
+        let open = self.journal.open(&sibling, RecordType::A);
+        let asking = self.dns.lookup(sibling, RecordType::A);
+        let _ = timeout(limit.min(SIBLING), asking).await;
+        let reply = open.read().0.read().reply;
+        let has_soa =
+            reply.is_some_and(|reply| reply.code == ResponseCode::NXDomain && reply.has_soa);
+        self.denials().insert(zone, (Instant::now(), Some(has_soa)));
+        has_soa
+    }
+
+    fn denials(&self) -> std::sync::MutexGuard<'_, HashMap<Name, (Instant, Option<bool>)>> {
+        self.denials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name as it is and under each suffix, in the order of resolv.conf(5).
@@ -77,7 +174,9 @@ impl Asker {
         names
     }
 
-    async fn both_families(&self, name: &Name) -> Result<Vec<IpAddr>, NetError> {
+    async fn both_families(&self, name: &Name, deadline: Instant) -> Result<Found, Missed> {
+        let open_v6 = self.journal.open(name, RecordType::AAAA);
+        let open_v4 = self.journal.open(name, RecordType::A);
         let mut v6 = pin!(self.one_family(name, RecordType::AAAA));
         let mut v4 = pin!(self.one_family(name, RecordType::A));
         let (mut got_v6, mut got_v4) = (None, None);
@@ -87,68 +186,197 @@ impl Asker {
                 got = &mut v6, if got_v6.is_none() => got_v6 = Some(got),
                 got = &mut v4, if got_v4.is_none() => got_v4 = Some(got),
                 () = sleep(STRAGGLER), if has_some => break,
+                () = sleep_until(deadline) => break,
             }
         }
-        match (got_v6, got_v4) {
-            (Some(Err(v6)), Some(Err(v4))) => Err(of_families(v4, v6)),
-            (v6, v4) => {
-                let found = [v6, v4].into_iter().flatten().flatten().flatten();
-                Ok(found.collect())
+        let (v6, v4) = (
+            Told::new(got_v6, open_v6.read()),
+            Told::new(got_v4, open_v4.read()),
+        );
+        match (v6.got, v4.got) {
+            (Err(v6_error), Err(v4_error)) => {
+                let (error, told, other) = if is_told_of_v6(&v6_error, &v4_error) {
+                    (v6_error, v6.page, v4.page)
+                } else {
+                    (v4_error, v4.page, v6.page)
+                };
+                let is_denied = code_of(&error) == Some(ResponseCode::NXDomain);
+                let reply = &told.seen.reply;
+                let is_unsigned = is_denied && reply.as_ref().is_some_and(|reply| !reply.has_soa);
+                Err(Missed {
+                    error,
+                    unsigned: is_unsigned.then(|| name.clone()),
+                    facts: facts_of([told, other], None),
+                })
+            }
+            (v6_got, v4_got) => {
+                // What answered is told first: of A, where both did, since each host has that.
+                let pages = if v4_got.is_ok() {
+                    [v4.page, v6.page]
+                } else {
+                    [v6.page, v4.page]
+                };
+                let found: Vec<Family> = [v6_got, v4_got].into_iter().flatten().collect();
+                let ttl = found.iter().filter_map(|(_, ttl)| *ttl).min();
+                Ok(Found {
+                    addresses: found.into_iter().flat_map(|(found, _)| found).collect(),
+                    facts: facts_of(pages, ttl),
+                })
             }
         }
     }
 
-    async fn one_family(&self, name: &Name, kind: RecordType) -> Result<Vec<IpAddr>, NetError> {
+    async fn one_family(&self, name: &Name, kind: RecordType) -> Result<Family, NetError> {
         let lookup = self.dns.lookup(name.clone(), kind).await?;
-        let found = lookup
-            .answers()
+        let answers = lookup.answers();
+        let found: Vec<_> = answers
             .iter()
-            .filter_map(|record| record.data.ip_addr());
-        let found: Vec<_> = found.collect();
+            .filter_map(|record| record.data.ip_addr())
+            .collect();
         if found.is_empty() {
             // An alias that leads nowhere.
             let query = Query::query(name.clone(), kind);
             return Err(NoRecords::new(query, ResponseCode::NoError).into());
         }
-        Ok(found)
+        Ok((found, answers.iter().map(|record| record.ttl).min()))
+    }
+}
+
+impl std::fmt::Debug for Asker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asker")
+            .field("search", &self.search)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<NetError> for Missed {
+    fn from(error: NetError) -> Self {
+        Self {
+            error,
+            facts: Facts::default(),
+            unsigned: None,
+        }
+    }
+}
+
+/// One family's outcome, with what its servers said.
+struct Told {
+    got: Result<Family, NetError>,
+    page: Read,
+}
+
+/// A page of the journal that has been read.
+struct Read {
+    story: Arc<Story>,
+    seen: Seen,
+    is_cached: bool,
+}
+
+impl Told {
+    /// `got` is missing where the time was over.
+    fn new(got: Option<Result<Family, NetError>>, page: (Arc<Story>, bool)) -> Self {
+        let (story, is_cached) = page;
+        let seen = story.read();
+        let got = got.unwrap_or(Err(NetError::Timeout));
+        Self {
+            got: got.map_err(|error| if is_cached { error } else { said(error, &seen) }),
+            page: Read {
+                story,
+                seen,
+                is_cached,
+            },
+        }
+    }
+}
+
+/// What servers said comes before the silence of others, which may be all that the library's error tells.
+fn said(error: NetError, seen: &Seen) -> NetError {
+    if !matches!(
+        error,
+        NetError::Timeout | NetError::NoConnections | NetError::Io(_) | NetError::Truncated
+    ) {
+        return error;
+    }
+    match &seen.reply {
+        None if seen.strays == 0 => match (&error, &seen.error) {
+            (NetError::NoConnections, Some(kept)) => NetError::Io(kept.clone()),
+            _ => error,
+        },
+        Some(reply) if !reply.is_truncated && is_unhelpful(reply.code) => {
+            DnsError::ResponseCode(reply.code).into()
+        }
+        Some(reply) if reply.is_truncated && reply.transport == Transport::Udp => {
+            NetError::Truncated
+        }
+        Some(reply) if reply.is_truncated => NetError::from("the reply by TCP is truncated"),
+        None => NetError::from("what came answers another question than ours"),
+        Some(_) => error,
+    }
+}
+
+fn facts_of(pages: [Read; 2], ttl: Option<u32>) -> Facts {
+    let [first, second] = &pages;
+    let mut asked = first.seen.asked.clone();
+    for more in &second.seen.asked {
+        let known = asked
+            .iter_mut()
+            .find(|known| (known.server, known.transport) == (more.server, more.transport));
+        match known {
+            Some(known) => known.times += more.times,
+            None => asked.push(*more),
+        }
+    }
+    let replies = || pages.iter().filter_map(|page| page.seen.reply.as_ref());
+    let told = pages.iter().find(|page| page.seen.reply.is_some());
+    let reply = told.and_then(|page| page.seen.reply.as_ref());
+    let records = replies().map(|reply| reply.records);
+    Facts {
+        question: None,
+        is_suffixed: false,
+        server: reply.map(|reply| reply.server),
+        transport: reply.map(|reply| reply.transport),
+        is_cached: told.is_some_and(|page| page.is_cached),
+        ttl,
+        code: reply.map(|reply| reply.code),
+        ede: replies().find_map(|reply| reply.ede.clone()),
+        records: records.reduce(u32::saturating_add),
+        asked,
+        stories: pages.into_iter().map(|page| page.story).collect(),
     }
 }
 
 /// A name for a query. Every label of a canonical host may be asked for; the library's own reading of text refuses an
 /// underscore inside a label, as container names have it.
-fn name_of(name: &str) -> Result<Name, NetError> {
+pub(super) fn name_of(name: &str) -> Result<Name, NetError> {
     let labels = name.split('.').map(str::as_bytes);
     let mut name = Name::from_labels(labels)?;
     name.set_fqdn(false);
     Ok(name)
 }
 
-/// The failure of a name whose two families both failed. NXDOMAIN holds for all types of a name;
+/// Which failure is told of a name whose two families both failed. NXDOMAIN holds for all types of a name;
 /// beside "no such record" it is only a server's way to say that.
-fn of_families(v4: NetError, v6: NetError) -> NetError {
-    match (code_of(&v4), code_of(&v6)) {
-        (Some(ResponseCode::NoError), Some(ResponseCode::NXDomain)) => v4,
-        (Some(ResponseCode::NXDomain), Some(ResponseCode::NoError)) => v6,
-        (Some(ResponseCode::NXDomain), _) => v4,
-        (_, Some(ResponseCode::NXDomain)) => v6,
-        _ => more_telling(v4, v6),
+fn is_told_of_v6(v6: &NetError, v4: &NetError) -> bool {
+    match (code_of(v4), code_of(v6)) {
+        (Some(ResponseCode::NoError), Some(ResponseCode::NXDomain)) => false,
+        (Some(ResponseCode::NXDomain), Some(ResponseCode::NoError)) => true,
+        (Some(ResponseCode::NXDomain), _) => false,
+        (_, Some(ResponseCode::NXDomain)) => true,
+        _ => is_more_telling(v6, v4),
     }
 }
 
 /// A server's failure before silence, that before a missing address, that before a missing name;
 /// the earlier one where they are alike.
-fn more_telling(earlier: NetError, later: NetError) -> NetError {
+fn is_more_telling(later: &NetError, earlier: &NetError) -> bool {
     let rank = |error: &NetError| match (code_of(error), error) {
         (Some(ResponseCode::NXDomain), _) => 0,
         (Some(ResponseCode::NoError), _) => 1,
         (None, NetError::Timeout | NetError::NoConnections | NetError::Io(_)) => 2,
         _ => 3,
     };
-    if rank(&later) > rank(&earlier) {
-        later
-    } else {
-        earlier
-    }
+    rank(later) > rank(earlier)
 }
 
 #[cfg(test)]
@@ -197,11 +425,10 @@ mod tests {
             (failed(), missing(), ResponseCode::NXDomain),
             (NetError::Timeout, failed(), ResponseCode::ServFail),
         ] {
-            assert_eq!(code_of(&of_families(v4, v6)), Some(expected));
+            let told = if is_told_of_v6(&v6, &v4) { v6 } else { v4 };
+            assert_eq!(code_of(&told), Some(expected));
         }
-        let silence = of_families(empty(), NetError::Timeout);
-        assert!(matches!(silence, NetError::Timeout));
-        let suffix = more_telling(failed(), missing());
-        assert_eq!(code_of(&suffix), Some(ResponseCode::ServFail));
+        assert!(is_told_of_v6(&NetError::Timeout, &empty()));
+        assert!(!is_more_telling(&missing(), &failed()));
     }
 }

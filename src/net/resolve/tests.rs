@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
@@ -10,37 +11,62 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// What a name server does with a query, by its kind (A is 1, AAAA is 28).
 type Answer = fn(query: &[u8], kind: u16) -> Option<Vec<u8>>;
 
-/// A name server on loopback, on UDP and TCP; `over_tcp` tells its answers which it is asked by.
+/// A name server on loopback, on UDP and TCP.
 fn server(udp: Answer, tcp: Answer) -> Resolver {
-    let (socket, listener) = loop {
+    let (socket, listener) = sockets();
+    let address = socket.local_addr().unwrap();
+    by_udp(socket, move |query, kind| {
+        udp(query, kind).into_iter().collect()
+    });
+    by_tcp(listener, tcp);
+    Resolver::with_servers(&[address])
+}
+
+/// One on UDP alone, that answers with any number of datagrams.
+fn server_of(answer: impl Fn(&[u8], u16) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
+    let (socket, _) = sockets();
+    let address = socket.local_addr().unwrap();
+    by_udp(socket, answer);
+    address
+}
+
+fn sockets() -> (UdpSocket, TcpListener) {
+    loop {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()) {
             break (socket, listener);
         }
-    };
-    let address = socket.local_addr().unwrap();
+    }
+}
+
+fn by_udp(socket: UdpSocket, answer: impl Fn(&[u8], u16) -> Vec<Vec<u8>> + Send + 'static) {
     std::thread::spawn(move || {
         let mut buffer = [0; 1500];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let query = &buffer[..length];
-            if let Some(reply) = udp(query, kind_of(query)) {
+            for reply in answer(query, kind_of(query)) {
                 let _ = socket.send_to(&reply, from);
             }
         }
     });
+}
+
+fn by_tcp(listener: TcpListener, answer: Answer) {
     std::thread::spawn(move || {
+        // Each family has a connection of its own.
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let mut length = [0; 2];
-            while stream.read_exact(&mut length).is_ok() {
-                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
-                stream.read_exact(&mut query).unwrap();
-                let reply = tcp(&query, kind_of(&query)).unwrap_or_default();
-                let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
-                stream.write_all(&[&length[..], &reply].concat()).unwrap();
-            }
+            std::thread::spawn(move || {
+                let mut length = [0; 2];
+                while stream.read_exact(&mut length).is_ok() {
+                    let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+                    stream.read_exact(&mut query).unwrap();
+                    let reply = answer(&query, kind_of(&query)).unwrap_or_default();
+                    let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
+                    stream.write_all(&[&length[..], &reply].concat()).unwrap();
+                }
+            });
         }
     });
-    Resolver::with_servers(&[address])
 }
 
 fn question(query: &[u8]) -> &[u8] {
@@ -69,6 +95,50 @@ fn reply(query: &[u8], code: u8, records: &[&[u8]]) -> Vec<u8> {
         reply.extend(*record);
     }
     reply
+}
+
+/// The same reply with an SOA record in its authority section.
+fn with_soa(mut reply: Vec<u8>) -> Vec<u8> {
+    reply[9] += 1;
+    reply.extend([0xc0, 12, 0, 6, 0, 1, 0, 0, 0, 60, 0, 22]);
+    reply.extend([0; 22]);
+    reply
+}
+
+/// The same reply with an extended error (RFC 8914, section 2).
+fn with_ede(mut reply: Vec<u8>, code: u8, text: &str) -> Vec<u8> {
+    reply[11] += 1;
+    let length = u8::try_from(text.len()).unwrap() + 2;
+    reply.extend([0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, length + 4]);
+    reply.extend([0, 15, 0, length, 0, code]);
+    reply.extend(text.as_bytes());
+    reply
+}
+
+/// The same reply, truncated.
+fn truncated(mut reply: Vec<u8>) -> Vec<u8> {
+    reply[2] |= 2;
+    reply
+}
+
+/// The name that a query asks for.
+fn name_in(query: &[u8]) -> String {
+    let question = question(query);
+    let mut labels = Vec::new();
+    let mut at = 0;
+    while question[at] != 0 {
+        let end = at + 1 + usize::from(question[at]);
+        labels.push(String::from_utf8_lossy(&question[at + 1..end]).into_owned());
+        at = end;
+    }
+    labels.join(".")
+}
+
+/// Waits until nobody watches for a second reply any more.
+async fn watched(resolver: &Resolver) {
+    let asker = resolver.asker().unwrap();
+    let all = u32::try_from(asker.journal.watched.available_permits().max(64)).unwrap();
+    drop(asker.journal.watched.acquire_many(all).await.unwrap());
 }
 
 async fn resolve(resolver: &Resolver) -> Result<Vec<String>, ResolveError> {
@@ -117,7 +187,7 @@ async fn the_silence_of_one_family_does_not_hold_back_the_other() {
         |query, kind| (kind == 1).then(|| reply(query, 0, &[&[192, 0, 2, 1]])),
         |_, _| None,
     );
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     assert_eq!(resolve(&resolver).await.unwrap(), ["192.0.2.1"]);
     assert!(begun.elapsed() < TRY);
 }
@@ -126,20 +196,20 @@ async fn the_silence_of_one_family_does_not_hold_back_the_other() {
 async fn each_response_code_is_told_apart() {
     let outcome = async |answer: Answer| resolve(&server(answer, answer)).await.unwrap_err();
     let error = outcome(|query, _| Some(reply(query, 3, &[]))).await;
-    assert!(matches!(error, ResolveError::NxDomain { .. }), "{error:?}");
-    assert_eq!(error.response_code().as_deref(), Some("NXDOMAIN"));
+    assert!(matches!(error.why, Unresolved::NxDomain), "{error:?}");
+    assert_eq!(error.response_code(), Some("NXDOMAIN"));
     let error = outcome(|query, _| Some(reply(query, 0, &[]))).await;
-    assert!(matches!(error, ResolveError::NoAddress { .. }), "{error:?}");
+    assert!(matches!(error.why, Unresolved::NoAddress), "{error:?}");
     let error = outcome(|query, _| Some(reply(query, 2, &[]))).await;
-    assert!(matches!(error, ResolveError::ServFail { .. }), "{error:?}");
-    let error = outcome(|query, _| Some(reply(query, 5, &[]))).await;
-    assert!(matches!(error, ResolveError::Refused { .. }), "{error:?}");
-    let error = outcome(|query, _| Some(reply(query, 4, &[]))).await;
     assert!(
-        matches!(error, ResolveError::Misbehaving { .. }),
+        matches!(error.why, Unresolved::ServFail { .. }),
         "{error:?}"
     );
-    assert_eq!(error.response_code().as_deref(), Some("Not Implemented"));
+    let error = outcome(|query, _| Some(reply(query, 5, &[]))).await;
+    assert!(matches!(error.why, Unresolved::Refused { .. }), "{error:?}");
+    let error = outcome(|query, _| Some(reply(query, 4, &[]))).await;
+    assert!(matches!(error.why, Unresolved::Misbehaving(_)), "{error:?}");
+    assert_eq!(error.response_code(), Some("NOTIMP"));
 }
 
 #[tokio::test]
@@ -163,7 +233,7 @@ async fn a_silent_server_is_a_timeout() {
         .resolve("name.example", Duration::from_millis(300))
         .await
         .unwrap_err();
-    assert!(matches!(error, ResolveError::Timeout { .. }), "{error:?}");
+    assert!(matches!(error.why, Unresolved::Timeout { .. }), "{error:?}");
 }
 
 #[tokio::test]
@@ -175,20 +245,21 @@ async fn a_server_that_is_not_there_is_unreachable() {
     let error = resolve(&Resolver::with_servers(&[nobody]))
         .await
         .unwrap_err();
-    assert!(
-        matches!(error, ResolveError::ServerUnreachable { .. }),
-        "{error:?}"
-    );
+    let Unresolved::ServerUnreachable {
+        source: Some(source),
+        ..
+    } = &error.why
+    else {
+        panic!("{error:?}")
+    };
+    assert_eq!(source.raw_os_error(), Some(libc::ECONNREFUSED));
+    assert_eq!(error.response_code(), None);
 }
 
 #[tokio::test]
 async fn a_truncated_reply_is_asked_for_by_tcp() {
     let resolver = server(
-        |query, _| {
-            let mut reply = reply(query, 0, &[]);
-            reply[2] |= 2;
-            Some(reply)
-        },
+        |query, _| Some(truncated(reply(query, 0, &[]))),
         |query, kind| {
             (kind == 1)
                 .then(|| reply(query, 0, &[&[192, 0, 2, 9]]))
@@ -207,6 +278,305 @@ async fn localhost_is_this_machine_whoever_is_asked() {
     let found = resolver.resolve("a.localhost", LIMIT).await.unwrap();
     assert_eq!(found.source, Source::Hosts);
     assert!(found.addresses.iter().all(IpAddr::is_loopback));
+}
+
+#[tokio::test]
+async fn an_answer_is_told_with_its_server_and_its_age() {
+    let server = server_of(|query, kind| {
+        let records: &[&[u8]] = if kind == 1 {
+            &[&[192, 0, 2, 1], &[192, 0, 2, 2]]
+        } else {
+            &[]
+        };
+        vec![with_ede(reply(query, 0, records), 3, "stale")]
+    });
+    let resolver = Resolver::with_servers(&[server]);
+    for is_cached in [false, true] {
+        let facts = resolver.resolve("name.example", LIMIT).await.unwrap().facts;
+        assert_eq!(facts.server, Some(server));
+        assert_eq!(facts.transport, Some(Transport::Udp));
+        assert_eq!(facts.is_cached, is_cached);
+        assert!(matches!(facts.ttl, Some(59 | 60)), "{:?}", facts.ttl);
+        assert_eq!(facts.response_code(), Some("NOERROR"));
+        assert_eq!(
+            facts.ede.unwrap().to_string(),
+            "EDE 3 (Stale Answer): stale"
+        );
+        assert_eq!(facts.records, Some(2));
+        assert_eq!(facts.question.as_deref(), Some("name.example"));
+    }
+}
+
+#[tokio::test]
+async fn an_extended_error_tells_more_than_the_code() {
+    let why = async |code: u8, ede: u8| {
+        let server = server_of(move |query, _| vec![with_ede(reply(query, code, &[]), ede, "why")]);
+        resolve(&Resolver::with_servers(&[server]))
+            .await
+            .unwrap_err()
+    };
+    for ede in 6..=12 {
+        let error = why(2, ede).await;
+        assert!(
+            matches!(error.why, Unresolved::DnssecBogus { .. }),
+            "{error:?}"
+        );
+        assert_eq!(error.response_code(), Some("SERVFAIL"));
+        assert_eq!(error.facts.ede.unwrap().code, u16::from(ede));
+    }
+    for (code, ede) in [(3, 15), (3, 16), (0, 17), (5, 18), (3, 4), (2, 15)] {
+        let error = why(code, ede).await;
+        assert!(matches!(error.why, Unresolved::Blocked { .. }), "{error:?}");
+        assert_eq!(error.facts.ede.unwrap().text, "why");
+    }
+    let error = why(2, 22).await;
+    assert!(
+        matches!(error.why, Unresolved::ServFail { ede: Some(_) }),
+        "{error:?}"
+    );
+    let error = why(5, 20).await;
+    assert!(
+        matches!(error.why, Unresolved::Refused { ede: Some(_) }),
+        "{error:?}"
+    );
+}
+
+/// Denies all names with an SOA record but for `name.example` and `other.example`; counts other questions.
+fn denying(others_have_soa: bool) -> (Resolver, Arc<AtomicUsize>) {
+    let count = Arc::<AtomicUsize>::default();
+    let counted = count.clone();
+    let server = server_of(move |query, _| {
+        let denial = reply(query, 3, &[]);
+        if ["name.example", "other.example"].contains(&&*name_in(query)) {
+            return vec![denial];
+        }
+        counted.fetch_add(1, Ordering::Relaxed);
+        vec![if others_have_soa {
+            with_soa(denial)
+        } else {
+            denial
+        }]
+    });
+    (Resolver::with_servers(&[server]), count)
+}
+
+#[tokio::test]
+async fn a_denial_without_soa_is_compared_with_a_sibling_once() {
+    let (resolver, siblings) = denying(true);
+    for name in ["name.example", "other.example"] {
+        let error = resolver.resolve(name, LIMIT).await.unwrap_err();
+        assert!(
+            matches!(error.why, Unresolved::NxDomainUnsigned),
+            "{error:?}"
+        );
+        assert_eq!(error.response_code(), Some("NXDOMAIN"));
+    }
+    assert_eq!(siblings.load(Ordering::Relaxed), 1);
+    // It has its SOA record, and is believed.
+    let error = resolver.resolve("third.example", LIMIT).await.unwrap_err();
+    assert!(matches!(error.why, Unresolved::NxDomain), "{error:?}");
+    assert_eq!(siblings.load(Ordering::Relaxed), 1 + 2);
+}
+
+#[tokio::test]
+async fn a_server_that_never_sends_soa_is_believed() {
+    let (resolver, siblings) = denying(false);
+    let error = resolve(&resolver).await.unwrap_err();
+    assert!(matches!(error.why, Unresolved::NxDomain), "{error:?}");
+    assert_eq!(siblings.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_truncated_reply_without_tcp_is_told_so() {
+    let server = server_of(|query, _| vec![truncated(reply(query, 0, &[]))]);
+    let error = resolve(&Resolver::with_servers(&[server]))
+        .await
+        .unwrap_err();
+    let Unresolved::TruncatedTcpFailed {
+        server: told,
+        source: Some(source),
+    } = &error.why
+    else {
+        panic!("{error:?}")
+    };
+    assert_eq!(*told, Some(server));
+    assert_eq!(source.raw_os_error(), Some(libc::ECONNREFUSED));
+}
+
+#[tokio::test]
+async fn a_reply_to_another_question_is_no_answer() {
+    let server = server_of(|query, _| {
+        let mut reply = reply(query, 0, &[&[192, 0, 2, 1]]);
+        reply[1] ^= 1;
+        vec![reply]
+    });
+    let error = Resolver::with_servers(&[server])
+        .resolve("name.example", Duration::from_millis(300))
+        .await
+        .unwrap_err();
+    assert!(matches!(error.why, Unresolved::Misbehaving(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn garbage_is_no_answer() {
+    let server = server_of(|query, _| {
+        let mut reply = reply(query, 0, &[&[192, 0, 2, 1]]);
+        // More records than there are.
+        reply[7] = 9;
+        vec![reply]
+    });
+    let error = resolve(&Resolver::with_servers(&[server]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error.why, Unresolved::Misbehaving(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_second_reply_with_other_data_is_noticed() {
+    let answers = |second: [u8; 4]| {
+        let server = server_of(move |query, kind| {
+            if kind == 1 {
+                vec![
+                    reply(query, 0, &[&[192, 0, 2, 1]]),
+                    reply(query, 0, &[&second]),
+                ]
+            } else {
+                vec![reply(query, 0, &[])]
+            }
+        });
+        Resolver::with_servers(&[server])
+    };
+    for (second, replies) in [([192, 0, 2, 2], 2), ([192, 0, 2, 1], 1)] {
+        let resolver = answers(second);
+        let found = resolver.resolve("name.example", LIMIT).await.unwrap();
+        watched(&resolver).await;
+        assert_eq!(found.facts.replies(), Some(replies));
+        assert_eq!(resolver.is_contested("name.example"), replies > 1);
+        let doubt = resolver.doubt("name.example", &found.addresses);
+        assert_eq!(doubt, (replies > 1).then_some(Doubt::Contested));
+        // The memory of the first answer goes on to be doubted.
+        let again = resolver.resolve("name.example", LIMIT).await.unwrap();
+        assert_eq!(
+            (again.facts.is_cached, again.facts.replies()),
+            (true, Some(replies))
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_by_policy_is_doubted_once_it_is_of_no_use() {
+    let server = server_of(|query, kind| {
+        let records: &[&[u8]] = if kind == 1 { &[&[0, 0, 0, 0]] } else { &[] };
+        vec![with_ede(reply(query, 0, records), 17, "ads")]
+    });
+    let resolver = Resolver::with_servers(&[server]);
+    let found = resolver.resolve("name.example", LIMIT).await.unwrap();
+    let doubt = resolver.doubt("name.example", &found.addresses);
+    assert!(matches!(doubt, Some(Doubt::Blocked(_))), "{doubt:?}");
+    assert_eq!(resolver.doubt("other.example", &found.addresses), None);
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_help_leaves_it_to_the_next() {
+    for code in [2, 4, 5] {
+        let first = server_of(move |query, _| vec![reply(query, code, &[])]);
+        let second = server_of(|query, kind| {
+            let records: &[&[u8]] = if kind == 1 { &[&[192, 0, 2, 1]] } else { &[] };
+            vec![reply(query, 0, records)]
+        });
+        let resolver = Resolver::with_servers(&[first, second]);
+        let found = resolver.resolve("name.example", LIMIT).await.unwrap();
+        assert_eq!(found.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(found.facts.server, Some(second));
+        let third = server_of(move |query, _| vec![reply(query, code, &[])]);
+        let error = resolve(&Resolver::with_servers(&[first, third]))
+            .await
+            .unwrap_err();
+        let expected = ["SERVFAIL", "", "NOTIMP", "REFUSED"][usize::from(code) - 2];
+        assert_eq!(error.response_code(), Some(expected), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_told_before_one_that_is_not_there() {
+    let nobody = UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let failing = server_of(|query, _| vec![with_ede(reply(query, 2, &[]), 9, "")]);
+    let error = resolve(&Resolver::with_servers(&[nobody, failing]))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error.why, Unresolved::DnssecBogus { .. }),
+        "{error:?}"
+    );
+    assert_eq!(error.facts.server, Some(failing));
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_opt_record_is_asked_without() {
+    let server = server_of(|query, kind| {
+        if query[11] > 0 {
+            return vec![reply(query, 1, &[])];
+        }
+        let records: &[&[u8]] = if kind == 1 { &[&[192, 0, 2, 1]] } else { &[] };
+        vec![reply(query, 0, records)]
+    });
+    assert_eq!(
+        resolve(&Resolver::with_servers(&[server])).await.unwrap(),
+        ["192.0.2.1"]
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_at_an_opt_record_is_asked_without() {
+    let server = server_of(|query, kind| {
+        if query[11] > 0 {
+            return Vec::new();
+        }
+        let records: &[&[u8]] = if kind == 1 { &[&[192, 0, 2, 1]] } else { &[] };
+        vec![reply(query, 0, records)]
+    });
+    let resolver = Resolver::with_servers(&[server]);
+    assert_eq!(resolve(&resolver).await.unwrap(), ["192.0.2.1"]);
+}
+
+#[tokio::test]
+async fn a_sibling_is_not_waited_for_long() {
+    let server = server_of(|query, _| {
+        let is_asked_for = name_in(query) == "name.example";
+        is_asked_for
+            .then(|| reply(query, 3, &[]))
+            .into_iter()
+            .collect()
+    });
+    let begun = Instant::now();
+    let error = resolve(&Resolver::with_servers(&[server]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error.why, Unresolved::NxDomain), "{error:?}");
+    assert!(begun.elapsed() < TRY, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_name_under_a_suffix_is_told() {
+    let (socket, _) = sockets();
+    let server = socket.local_addr().unwrap();
+    by_udp(socket, |query, kind| {
+        let is_there = kind == 1 && name_in(query) == "git.corp.example";
+        let records: &[&[u8]] = if is_there { &[&[10, 0, 0, 1]] } else { &[] };
+        vec![reply(query, if is_there { 0 } else { 3 }, records)]
+    });
+    let mut connection = ConnectionConfig::udp();
+    connection.port = server.port();
+    let servers = vec![NameServerConfig::new(server.ip(), true, vec![connection])];
+    let search = vec!["corp.example".parse().unwrap()];
+    let config = ResolverConfig::from_parts(None, search, servers);
+    let asker = build(config, ResolverOpts::default()).unwrap();
+    let found = asker.ask("git", LIMIT).await.unwrap();
+    assert!(found.facts.is_suffixed);
+    assert_eq!(found.facts.question.as_deref(), Some("git.corp.example"));
 }
 
 #[test]
