@@ -8,14 +8,15 @@ mod support;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use routecause::net::tcp_info::TcpInfo;
 use rustls::ServerConfig;
 use serde_json::{Value, json};
-use support::netns::{Net, Router};
+use support::netns::{self, Net, Router};
 use support::tls::{self, BOTH, Client, Leaf, ONLY_12, ONLY_13, Versions};
 use support::web::Ca;
 use support::{Proxy, check, wire};
@@ -58,6 +59,8 @@ struct Row {
     /// The server is a proxy, and what it does happens in a tunnel through it.
     is_upstream: bool,
     times: usize,
+    /// From when to when behind the CONNECT the proxy gets no time, in milliseconds. The ClientHello goes out with the CONNECT.
+    stalled: Option<[u64; 2]>,
     /// What the router's firewall does; `ADDRESS` and `NAME` stand for the row's.
     firewall: Vec<&'static str>,
     /// What a box on the way does to packets of this address.
@@ -113,6 +116,7 @@ fn row(name: &'static str, serve: impl Fn(TcpStream) + Send + Sync + 'static) ->
         is_ipv6: false,
         is_upstream: false,
         times: 1,
+        stalled: None,
         firewall: Vec::new(),
         box_on_the_way: None,
         causes: &[],
@@ -164,6 +168,13 @@ impl Row {
     fn upstream(self) -> Self {
         Self {
             is_upstream: true,
+            ..self
+        }
+    }
+
+    fn stalled(self, from: u64, until: u64) -> Self {
+        Self {
+            stalled: Some([from, until]),
             ..self
         }
     }
@@ -234,8 +245,12 @@ fn merge(into: &mut Value, from: &Value) {
     into.as_object_mut().unwrap().extend(from);
 }
 
+/// Held by the one scene that plays: times are what these tests are about.
+static STAGE: Mutex<()> = Mutex::new(());
+
 /// The network and what its servers show.
 struct Scene {
+    _stage: MutexGuard<'static, ()>,
     net: Net,
     ca: Ca,
     good: Arc<ServerConfig>,
@@ -243,10 +258,17 @@ struct Scene {
 
 impl Scene {
     fn new() -> Option<Self> {
+        let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
         let net = Net::new()?;
         let ca = Ca::new();
         let good = tls::server(&ca.identity(Leaf::Good, "*.site.test"), BOTH);
-        Some(Self { net, ca, good })
+        netns::be_punctual();
+        Some(Self {
+            _stage: stage,
+            net,
+            ca,
+            good,
+        })
     }
 
     /// A server for `name`s of the scene with something wrong, that says everything again.
@@ -310,7 +332,9 @@ impl Scene {
                         let place = self.place(row.host(), *address);
                         let visit = |times| {
                             for _ in 0..times {
-                                if let Some(stream) = tunnel(proxy, &place) {
+                                if let Some(stalled) = row.stalled {
+                                    visit_stalled(proxy, &place, stalled);
+                                } else if let Some(stream) = tunnel(proxy, &place) {
                                     (row.visit)(&place, stream);
                                 }
                             }
@@ -414,6 +438,20 @@ fn tunnel(proxy: &Proxy, place: &Place<'_>) -> Option<TcpStream> {
     );
     let head = wire::read_head(&stream);
     (wire::status(&head) == 200).then_some(stream)
+}
+
+/// A visit to a proxy that a busy machine lets wait.
+fn visit_stalled(proxy: &Proxy, place: &Place<'_>, [from, until]: [u64; 2]) {
+    let stream = proxy.connect();
+    let target = format!("{}:443", place.name);
+    let mut first = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").into_bytes();
+    first.extend(place.client(BOTH).hello());
+    wire::send(&stream, first);
+    thread::sleep(Duration::from_millis(from));
+    proxy.signal(Signal::SIGSTOP);
+    thread::sleep(Duration::from_millis(until - from));
+    proxy.signal(Signal::SIGCONT);
+    tls::listen(&stream);
 }
 
 /// All rows are looked at before any of them fails the test.
@@ -1138,6 +1176,33 @@ fn whose_reset_it_was_on_a_long_way() {
             .whoever_it_was(),
     ];
     scene.play(&json!({}), Some(&router), &rows);
+}
+
+#[test]
+fn a_proxy_that_hears_late_of_a_reset_suspects_nobody() {
+    // The connection stands at 200 ms, the server resets it at 300 ms, and the reset is here at 400 ms.
+    reset_on_accept_while_stalled(250, 600);
+}
+
+#[test]
+fn a_proxy_that_hears_late_of_its_connection_suspects_nobody() {
+    reset_on_accept_while_stalled(100, 370);
+}
+
+/// The proxy's own lateness must not make a server's reset look forged.
+#[track_caller]
+fn reset_on_accept_while_stalled(from: u64, until: u64) {
+    let Some(scene) = Scene::new() else { return };
+    let router = scene.net.slowed(Duration::from_millis(ONE_WAY));
+    let causes = &[
+        "tls.reset_after_client_hello",
+        "tls.reset_before_client_hello",
+    ];
+    let row = row("reset-on-accept", wire::reset)
+        .known()
+        .stalled(from, until)
+        .gives(causes, "unknown");
+    scene.play(&json!({}), Some(&router), &[row]);
 }
 
 #[test]

@@ -193,9 +193,9 @@ def mac(text):
     return bytes.fromhex(text.replace(":", ""))
 
 
-# Punctual, whatever else the machine does.
+# Punctual, whatever else the machine does, and before those who are as well.
 try:
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(2))
 except PermissionError:
     pass
 Router(float(sys.argv[1]) / 1000, mac(sys.argv[2]), mac(sys.argv[3])).run()
