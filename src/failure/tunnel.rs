@@ -13,6 +13,7 @@ use crate::relay::{End, Reason};
 use crate::timeouts::Brief;
 use crate::tls::hello::ClientHello;
 use crate::tls::ledger::{Facts, Reply, Speech, State};
+use crate::tls::trust::Judgement;
 
 /// A silence after which a broken tunnel is told from one that broke in mid-flow.
 const IDLE: Duration = Duration::from_secs(30);
@@ -46,6 +47,8 @@ pub struct Ending {
     /// Whether the far end of the server's connection is the target itself. Where it is an upstream, packets tell of the way
     /// to that one only.
     pub is_end_to_end: bool,
+    /// What the server's certificate is worth, where the client did not go on with it and it was in the clear.
+    pub certificate: Option<Judgement>,
 }
 
 /// What is known of a reset by the server's side.
@@ -344,6 +347,15 @@ impl fmt::Display for Ending {
         }
         if self.tls.speech == Speech::Tls && self.tls.state < State::T7 {
             write!(f, "; {}", self.handshake())?;
+        }
+        if let Some(judgement) = &self.certificate {
+            write!(
+                f,
+                "; the certificate of {} by {} is {} here",
+                judgement.subject,
+                judgement.issuer,
+                judgement.verdict.as_str()
+            )?;
         }
         if let Some(alert) = self.tls.client_alert {
             write!(f, "; alert {alert} of the client")?;
