@@ -44,7 +44,7 @@ pub(super) struct Story {
     would: Option<Arc<str>>,
     notes: Vec<&'static str>,
     /// What a handshake of our own showed.
-    tls: Option<Tls>,
+    tls: Option<Box<Tls>>,
 }
 
 #[derive(Debug)]
@@ -271,7 +271,7 @@ impl Trail {
             ..Tls::default()
         };
         evidence::tell_certificate(judgement, &mut tls);
-        self.story().tls = Some(tls);
+        self.story().tls = Some(Box::new(tls));
     }
 
     /// Notes the first byte of the server, counted from the connection.

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::pipe::Pipe;
 use super::tcp_info::TcpInfo;
 
 /// Between two keepalive probes that go unanswered.
@@ -157,6 +158,30 @@ impl Socket {
                 .stream
                 .try_io(interest, || Err(io::ErrorKind::WouldBlock.into()));
             drop(clear);
+        }
+    }
+
+    /// Takes what has come into an empty `pipe`; zero is the end of the peer's direction.
+    pub fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let fill = || pipe.fill(&*self.stream);
+            match self.stream.try_io(Interest::READABLE, fill) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
+    }
+
+    /// Sends bytes of `pipe`, as many as there is room for.
+    pub fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let drain = || pipe.drain(&*self.stream);
+            match self.stream.try_io(Interest::WRITABLE, drain) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome),
+            }
         }
     }
 
