@@ -61,7 +61,7 @@ struct Row {
     times: usize,
     /// From when to when behind the CONNECT the proxy gets no time, in milliseconds. The ClientHello goes out with the CONNECT.
     stalled: Option<[u64; 2]>,
-    /// What the router's firewall does; `ADDRESS` and `NAME` stand for the row's.
+    /// What the router's firewall does; `ADDRESS`, `NAME` and its `LENGTH` in hex stand for the row's.
     firewall: Vec<&'static str>,
     /// What a box on the way does to packets of this address.
     box_on_the_way: Option<Value>,
@@ -381,7 +381,8 @@ impl Scene {
         for rule in &row.firewall {
             let rule = rule
                 .replace("ADDRESS", &ip.to_string())
-                .replace("NAME", &row.host());
+                .replace("NAME", &row.host())
+                .replace("LENGTH", &format!("{:02x}", row.host().len()));
             match ip {
                 IpAddr::V4(_) => self.net.router.iptables(&rule),
                 IpAddr::V6(_) => self.net.router.ip6tables(&rule),
@@ -843,13 +844,13 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .upstream()
             .known()
             .gives(&["tls.reset_after_client_hello"], "unknown"),
-        // The zero is the ClientHello's, behind the name: the CONNECT has none.
+        // The length is the ClientHello's, before the name: the CONNECT has none.
         row("filtered-before-the-upstream", scene.good())
             .upstream()
             .known()
             .late(30)
             .firewall(
-                "-A FORWARD -d ADDRESS -p tcp -m string --hex-string NAME|00| --algo bm -j REJECT --reject-with tcp-reset",
+                "-A FORWARD -d ADDRESS -p tcp -m string --hex-string |00LENGTH|NAME --algo bm -j REJECT --reject-with tcp-reset",
             )
             .gives(&["tls.reset_after_client_hello"], "unknown"),
         // Boxes on the way. The pause takes the handshake's own reset out of the question.
