@@ -28,6 +28,7 @@ use crate::proxy::Proxy;
 use crate::proxy::respond::Identity;
 use crate::snapshot::Snapshot;
 use crate::target::canonical_ip;
+use crate::tls::trust::Roots;
 
 use drain::Drain;
 
@@ -190,6 +191,7 @@ impl App {
             observer: memory.clone(),
             memory,
             identity,
+            roots: Arc::new(Roots::of_system()),
             tracker: tracker.clone(),
         });
         let drain = Drain::new(tracker, settings.drain_timeout);

@@ -199,6 +199,15 @@ impl Cause {
         }
     }
 
+    /// The cause with an id, as [`Cause::id`] writes it.
+    pub fn parse(id: &str) -> Option<Self> {
+        if let Some(kind) = Kind::parse(id) {
+            return Some(kind.into());
+        }
+        let cause = Self::of_upstream(Kind::parse(id.strip_prefix("upstream.")?)?);
+        cause.reaching_upstream.then_some(cause)
+    }
+
     /// The stable id, as in `connect.timeout` or `upstream.connect.timeout`.
     pub fn id(self) -> Cow<'static, str> {
         let id = self.kind.row().id;
@@ -287,6 +296,44 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.id())
+    }
+}
+
+/// The ids with a number, as patterns, each with a kind of that pattern about which nothing special is known.
+pub const PATTERNS: &[(&str, Kind)] = &[
+    ("http.status.<code>", Kind::HttpStatus(400)),
+    (
+        "tls.alert_from_server.<name>",
+        Kind::TlsAlertFromServer(Alert(80)),
+    ),
+    (
+        "tls.client_rejected_certificate.<name>",
+        Kind::TlsClientRejected(Alert(48)),
+    ),
+];
+
+impl Kind {
+    fn parse(id: &str) -> Option<Self> {
+        let row = Self::ALL.iter().find(|kind| kind.row().id == id);
+        if let Some(kind) = row {
+            return Some(*kind);
+        }
+        let (pattern, end) = id.rsplit_once('.')?;
+        let alert = || {
+            (0..=u8::MAX)
+                .map(Alert)
+                .find(|alert| alert.to_string() == end)
+        };
+        let kind = match pattern {
+            "http.status" => {
+                Self::HttpStatus(end.parse().ok().filter(|n| (400..1000).contains(n))?)
+            }
+            "tls.alert_from_server" => Self::TlsAlertFromServer(alert()?),
+            "tls.client_rejected_certificate" => Self::TlsClientRejected(alert()?),
+            _ => return None,
+        };
+        // Not `+503`: one id, one spelling.
+        (*Cause::from(kind).id() == *id).then_some(kind)
     }
 }
 
@@ -427,6 +474,46 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn every_id_parses_back_and_nothing_else_does() {
+        let numbered = [
+            Kind::HttpStatus(400),
+            Kind::HttpStatus(407),
+            Kind::HttpStatus(599),
+        ];
+        let alerts = (0..=u8::MAX).map(Alert);
+        let alerts = alerts.flat_map(|a| [Kind::TlsAlertFromServer(a), Kind::TlsClientRejected(a)]);
+        for kind in Kind::ALL.iter().copied().chain(numbered).chain(alerts) {
+            for cause in [Cause::from(kind), Cause::of_upstream(kind)] {
+                assert_eq!(Cause::parse(&cause.id()), Some(cause), "{cause}");
+            }
+        }
+        for id in [
+            "",
+            "tls",
+            "connect.",
+            "connect.refused.",
+            "http.status",
+            "http.status.399",
+            "http.status.+503",
+            "http.status.0503",
+            "tls.alert_from_server.alert_112",
+            "tls.alert_from_server.nothing",
+            "upstream.http.status.503",
+            "upstream.policy.denied.rule",
+            "upstream.upstream.connect.refused",
+        ] {
+            assert_eq!(Cause::parse(id), None, "{id:?}");
+        }
+        for (pattern, kind) in PATTERNS {
+            let id = Cause::from(*kind).id();
+            assert_eq!(
+                pattern.rsplit_once('.').map(|p| p.0),
+                id.rsplit_once('.').map(|p| p.0)
+            );
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ macro_rules! say {
     }};
 }
 
+mod cause;
 mod check;
 mod explain;
 mod schema;
@@ -63,12 +64,13 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     Serve(ServeArgs),
-    /// Say what the policy decides for a URL and why, without connecting.
+    /// Say what the policy decides for a URL and why, without connecting; or what a cause means.
     #[command(after_help = "\
 Examples:
   routecause explain https://git.corp.example/
   routecause explain --client 172.17.0.2 registry.example:443
-  routecause explain --no-proxy '.corp.example,10.0.0.0/8' http://10.1.2.3/")]
+  routecause explain --no-proxy '.corp.example,10.0.0.0/8' http://10.1.2.3/
+  routecause explain --cause tls.cert.unknown_issuer")]
     Explain(ExplainArgs),
     /// Find every mistake in a policy and run its tests.
     #[command(after_help = "\
@@ -184,8 +186,12 @@ struct ExplainArgs {
     #[arg(long, value_name = "LIST")]
     no_proxy: Option<String>,
     /// What is asked for: `http://…` as a plain request, `https://…` or `host:port` as a CONNECT.
-    #[arg(value_name = "URL|HOST:PORT")]
-    target: String,
+    #[arg(value_name = "URL|HOST:PORT", required_unless_present = "cause")]
+    target: Option<String>,
+    /// Say what a cause means, how it is told and what to do: an id such as `connect.timeout`, the beginning of some such
+    /// as `tls`, or `all`.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["target", "client", "no_proxy"])]
+    cause: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -234,7 +240,10 @@ pub fn main() -> ExitCode {
     };
     let code = match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(args) => serve::run(&args, &env),
-        Command::Explain(args) => explain::run(&args, &env),
+        Command::Explain(args) => match &args.cause {
+            Some(cause) => cause::run(cause, args.json),
+            None => explain::run(&args, &env),
+        },
         Command::Check(args) => check::run(&args, &env),
         Command::Schema(args) => schema::run(args.of),
         Command::Later(_) => {

@@ -297,6 +297,9 @@ impl Exchange {
                 record.rule_source.clone_from(&denied.source);
             }
         }
+        if let Failure::Handshake(handshake) = failure {
+            evidence::tell_handshake(handshake, &mut self.open_mut().record);
+        }
         self.open_mut().record.icmp = failure.icmp().map(|icmp| record::IcmpKeys {
             r#type: icmp.r#type,
             code: icmp.code,

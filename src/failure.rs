@@ -3,6 +3,7 @@
 //! Failures are born typed where the wait is and travel by `?`. [`classify`] is an exhaustive `match`: a new
 //! failure does not compile until someone has named its cause.
 
+pub mod handshake;
 pub mod tunnel;
 
 use std::borrow::Cow;
@@ -21,6 +22,7 @@ use crate::net::upstream::{Reported, UpstreamError};
 use crate::policy::guard::Guard;
 use crate::target::TargetError;
 use crate::timeouts::Brief;
+use handshake::Handshake;
 use tunnel::Ending;
 
 /// What ended a request, or kept a connection from carrying one.
@@ -50,6 +52,9 @@ pub enum Failure {
     /// The TCP connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A TLS handshake of our own.
+    #[error("{}", .0.message())]
+    Handshake(Box<Handshake>),
     /// The addresses that name servers gave, which cannot be right.
     #[error("{name}: {doubt}: {}", chain(failure.as_ref()))]
     Answer {
@@ -490,6 +495,7 @@ pub fn classify(failure: &Failure) -> Cause {
         Failure::Connections { .. } => Kind::ProxyLimitConnections,
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),
+        Failure::Handshake(handshake) => return handshake::classify(handshake),
         Failure::Answer { doubt, .. } => match doubt {
             Doubt::Blocked(_) => Kind::DnsBlockedByResolver,
             Doubt::Contested => Kind::DnsDoubleReply,

@@ -18,7 +18,7 @@
 //! | --- | --- | --- |
 //! | 0 words | [`target`] [`client`] [`timeouts`] [`secret`] [`cause`] [`record`] | what is spoken of: no I/O, no clock |
 //! | 1 judgement | [`policy`] [`config`] | what is allowed, as a pure walk; how it is written, and every mistake in it |
-//! | 2 mechanisms | [`net`] [`relay`] [`tls`] | resolve, connect, ask an upstream, carry bytes, read what TLS shows: each with one error enum |
+//! | 2 mechanisms | [`net`] [`relay`] [`tls`] | resolve, connect, ask an upstream, carry bytes, follow and shake TLS hands: each with one error enum |
 //! | 3 ways out, telling | [`failure`] [`observe`] [`memory`] [`exchange`] [`route`] | what went wrong, who is told, and the one seam for every way out |
 //! | 4 serving | [`snapshot`] [`proxy`] [`listen`] | a request served under the policy of its moment |
 //! | 5 running | [`app`] | listeners, reload, drain |
@@ -34,7 +34,8 @@
 //!    same walk goes on.
 //! 5. [`route::Dial::dial`] opens the way: [`route::direct`] resolves, asks the guards for each address and connects
 //!    ([`net::connect`]); [`route::upstream`] connects to its proxy and asks it ([`net::upstream`]). Each step is noted on the
-//!    [`exchange::Trail`]. A client that leaves meanwhile ends it.
+//!    [`exchange::Trail`]. A client that leaves meanwhile ends it. Under `preflight: tls` a connection of its own comes
+//!    first, for a handshake of ours ([`tls::handshake`]) whose certificate [`tls::trust`] judges.
 //! 6. The 200 is written, hyper gives the connection back, and [`proxy::tunnel`] runs in the same task:
 //!    [`relay::relay`] carries bytes until both directions have ended, while a [`tls::ledger::Ledger`] follows the handshake.
 //! 7. The [`relay::End`] becomes the exchange's; [`failure::classify`], the only maker of a [`cause::Cause`], names it, and
@@ -58,7 +59,8 @@
 //! 5. Only an [`policy::guard::Admitted`] address is dialled, and only [`policy::guard::Guards`] makes one.
 //! 6. Hop-by-hop fields and credentials never cross; a [`secret::Secret`] has no `Debug` and no `Display` of its content.
 //! 7. A reload replaces the whole [`snapshot::Snapshot`] or nothing; a request keeps the one that it began with.
-//! 8. Only [`cli`] prints and exits; only [`config::env`], and the parser of flags, read the environment.
+//! 8. Only [`cli`] prints and exits; only [`config::env`], and the parser of flags, read the environment; the loader of the
+//!    system's certificates reads `SSL_CERT_FILE` and `SSL_CERT_DIR` itself.
 
 #![warn(
     clippy::disallowed_methods,

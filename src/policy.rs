@@ -13,6 +13,7 @@ pub mod no_proxy;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
@@ -42,6 +43,8 @@ pub struct Policy {
     pub routes: Vec<Route>,
     /// The waits, where no rule sets others.
     pub timeouts: Arc<Timeouts>,
+    /// When a target that keeps failing is refused without a try; never where `None`.
+    pub circuit: Option<Circuit>,
     /// Addresses of names that are not looked up (`dns.hosts`), sorted by name.
     pub pins: Vec<(Arc<str>, Vec<IpAddr>)>,
 }
@@ -63,6 +66,35 @@ pub struct Rule {
     pub expires: Option<Timestamp>,
     /// The waits it sets.
     pub timeouts: Option<Arc<Timeouts>>,
+    /// What it has tried before a tunnel is granted.
+    pub preflight: Option<Preflight>,
+}
+
+/// What is tried before a tunnel is granted, over a connection of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preflight {
+    /// A TLS handshake.
+    Tls,
+}
+
+impl Preflight {
+    /// The word in a policy.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+        }
+    }
+}
+
+/// When a target that keeps failing is refused without a try (`defaults.circuit`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circuit {
+    /// How many failures of a target in a row open it: 1 to 1000.
+    pub fails: u32,
+    /// The time in which they must fall, at most an hour.
+    pub within: Duration,
+    /// How long the target is refused then, at most an hour.
+    pub open: Duration,
 }
 
 /// What a rule does.
@@ -223,6 +255,8 @@ pub struct Decision<'p> {
     pub would: Option<Would<'p>>,
     /// The waits.
     pub timeouts: &'p Arc<Timeouts>,
+    /// What is tried before a tunnel is granted; nothing for a plain request.
+    pub preflight: Option<Preflight>,
 }
 
 /// A decision's core.
@@ -283,6 +317,8 @@ pub struct Walk {
     would: Option<WouldAt>,
     /// The rule whose waits hold so far.
     timeouts: Option<usize>,
+    /// What rules so far want tried.
+    preflight: Option<Preflight>,
 }
 
 /// [`Would`] by place; behind the last rule stands the default.
@@ -393,7 +429,7 @@ impl Policy {
             match &rule.action {
                 Action::Continue => {
                     note(rule, Note::Continued);
-                    walk.take_timeouts(at, rule);
+                    walk.take_options(at, rule);
                 }
                 Action::Block(block) => {
                     note(rule, Note::Decided);
@@ -438,7 +474,11 @@ impl Policy {
 
     fn routed(&self, walk: &mut Walk, query: &Query<'_>, at: usize, routes: ByScheme) -> Step<'_> {
         let rule = self.rule(at);
-        walk.take_timeouts(at, rule);
+        walk.take_options(at, rule);
+        // A plain request has no handshake.
+        if query.scheme == Scheme::Http {
+            walk.preflight = None;
+        }
         let port = query.target.port;
         if is_never_port(port) && !rule.matcher.names_port(port) {
             if !self.report {
@@ -471,6 +511,7 @@ impl Policy {
             verdict,
             would,
             timeouts,
+            preflight: walk.preflight,
         })
     }
 
@@ -485,10 +526,11 @@ impl Walk {
         self.would.get_or_insert(would);
     }
 
-    fn take_timeouts(&mut self, at: usize, rule: &Rule) {
+    fn take_options(&mut self, at: usize, rule: &Rule) {
         if rule.timeouts.is_some() {
             self.timeouts = Some(at);
         }
+        self.preflight = rule.preflight.or(self.preflight);
     }
 }
 

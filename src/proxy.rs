@@ -5,6 +5,7 @@ mod forward;
 pub mod headers;
 mod patience;
 pub mod pool;
+mod preflight;
 pub mod respond;
 pub mod tunnel;
 pub mod upload;
@@ -30,11 +31,12 @@ use crate::net::resolve::ResolveError;
 use crate::net::socket::Socket;
 use crate::observe::Observe;
 use crate::policy::{
-    Decision, Denial, Lookup, Needs, Policy, Query, RouteId, Scheme, Step, Verdict, Walk,
+    Decision, Denial, Lookup, Needs, Policy, Preflight, Query, RouteId, Scheme, Step, Verdict, Walk,
 };
-use crate::route::{Plan, Purpose};
+use crate::route::{Conn, Dial, Plan, Purpose};
 use crate::snapshot::Snapshot;
 use crate::target::{MAX_TARGET, Target};
+use crate::tls::trust::Roots;
 
 use answer::{Answer, Open, Requests};
 use forward::Answered;
@@ -52,6 +54,8 @@ pub struct Proxy {
     pub memory: Arc<Memory>,
     /// Our names.
     pub identity: Identity,
+    /// The certificates that are trusted here.
+    pub roots: Arc<Roots>,
     /// Every task that a request starts.
     pub tracker: TaskTracker,
 }
@@ -186,11 +190,13 @@ impl Proxy {
                 target: &target,
                 scheme: Scheme::Connect,
             };
-            let (id, plan) =
+            let (decided, plan) =
                 decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
-            let dialled = snapshot.route(id).dial(&plan, exchange.trail()).await;
-            let conn =
-                dialled.map_err(|failure| self.compare(failure, &target, exchange.trail()))?;
+            let way = snapshot.route(decided.route);
+            let conn = self
+                .open(way, &plan, decided.preflight, exchange.trail())
+                .await
+                .map_err(|failure| self.compare(failure, &target, exchange.trail()))?;
             Ok::<_, Failure>(Ends {
                 server: conn.socket,
                 early: conn.early,
@@ -207,6 +213,23 @@ impl Proxy {
         };
         let response = respond::established(&self.identity).map(|_| ());
         Ok(Served::Tunnel(Box::new(Agreed { response, ends })))
+    }
+
+    /// Opens a tunnel's way, once what its rule wants tried went well.
+    async fn open(
+        &self,
+        way: &Arc<dyn Dial>,
+        plan: &Plan,
+        preflight: Option<Preflight>,
+        trail: &Trail,
+    ) -> Result<Conn, Failure> {
+        match preflight {
+            None => {}
+            Some(Preflight::Tls) => {
+                preflight::tls(way, plan, &self.roots, trail, &self.tracker).await?;
+            }
+        }
+        way.dial(plan, trail).await
     }
 
     /// Holds an upstream's refusal against what it let pass lately: a host at 443 only.
@@ -273,6 +296,13 @@ struct Ask<'a> {
     scheme: Scheme,
 }
 
+/// What the walk says of a request that may go out.
+#[derive(Clone, Copy)]
+struct Decided {
+    route: RouteId,
+    preflight: Option<Preflight>,
+}
+
 /// Walks the policy, looking up what the walk asks for, and notes what it says.
 async fn decide(
     snapshot: &Snapshot,
@@ -280,7 +310,7 @@ async fn decide(
     ask: Ask<'_>,
     exchange: &mut Exchange,
     route: &mut Option<Arc<str>>,
-) -> Result<(RouteId, Plan), Failure> {
+) -> Result<(Decided, Plan), Failure> {
     let policy = &snapshot.policy;
     let presence = exchange.presence().clone();
     let is_plain = ask.scheme == Scheme::Http;
@@ -339,7 +369,11 @@ async fn decide(
         timeouts: decision.timeouts.clone(),
         via: headers::via_of(ask.parts, pseudonym),
     };
-    Ok((id, plan))
+    let decided = Decided {
+        route: id,
+        preflight: decision.preflight,
+    };
+    Ok((decided, plan))
 }
 
 fn lookup_of(found: &Result<Vec<IpAddr>, ResolveError>) -> Lookup<'_> {

@@ -16,6 +16,8 @@ pub struct Timeouts {
     pub connect_stagger: Duration,
     /// An upstream's answer to CONNECT.
     pub proxy_reply: Duration,
+    /// A TLS handshake of our own, from its first byte to its last.
+    pub hello: Duration,
     /// The first byte of an answer's head after the request was sent.
     pub first_byte: Duration,
     /// A body without progress, in either direction.
@@ -42,6 +44,7 @@ impl Default for Timeouts {
             connect_address: Duration::from_secs(3),
             connect_stagger: Duration::from_millis(250),
             proxy_reply: Duration::from_secs(30),
+            hello: Duration::from_secs(3),
             first_byte: Duration::from_mins(5),
             body_idle: Duration::from_mins(5),
             idle: Duration::from_hours(1),

@@ -112,7 +112,11 @@ fn help_names_what_matters() {
 
 #[test]
 fn wrong_use_is_2() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
+        (
+            &["explain", "a.example:443", "--cause", "connect.timeout"],
+            "--cause",
+        ),
         (&["serv"], "unrecognized subcommand 'serv'"),
         (&["--lisen", "127.0.0.1:0"], "--lisen"),
         (&["--listen", "localhost"], "write an address and a port"),
@@ -827,4 +831,176 @@ fn a_reader_of_records_that_is_stuck_does_not_hold_the_end_up() {
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_cause_is_explained() {
+    let (code, stdout, stderr) = type_in(&["explain", "--cause", "upstream.connect.refused"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let expected = "\
+upstream.connect.refused
+  how it is told  ECONNREFUSED by a RST: no ICMP message in the error queue, or one of the target itself
+  what to do      the upstream proxy itself cannot be reached: nothing listens there, or a firewall answers with a reset
+  phase           upstream
+  side            upstream
+  confidence      certain
+  status          502
+  Proxy-Status    connection_refused
+";
+    assert_eq!(stdout, expected);
+    for (id, lines) in [
+        (
+            "http.status.503",
+            &["status          503", "Proxy-Status    none"][..],
+        ),
+        ("http.status.407", &["status          502"]),
+        (
+            "tls.alert_from_server.unrecognized_name",
+            &[
+                "the server does not host this name",
+                "side            origin",
+            ],
+        ),
+        (
+            "tls.client_rejected_certificate.unknown_ca",
+            &["status          none: ", "side            client"],
+        ),
+        (
+            "client.gave_up.dns",
+            &["499, in the record only", "phase           dns"],
+        ),
+        ("proxy.internal", &["phase           any"]),
+    ] {
+        let (code, stdout, _) = type_in(&["explain", "--cause", id]);
+        assert_eq!(code, 0, "{id}");
+        assert!(stdout.starts_with(&format!("{id}\n")), "{stdout}");
+        for line in lines {
+            assert!(stdout.contains(line), "{id} lacks {line}:\n{stdout}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_that_names_the_policy_does_not_stand_in_the_way_of_a_cause() {
+    let mut command = routecause();
+    command.args(["explain", "--cause", "dns.timeout"]);
+    let (status, stdout, stderr) = run(command.env("ROUTECAUSE_POLICY", "/nowhere.yaml"));
+    assert!(status.success(), "{stderr}");
+    assert!(stdout.starts_with("dns.timeout\n"), "{stdout}");
+}
+
+#[test]
+fn a_family_of_causes_is_listed() {
+    let ids = |asked: &str| {
+        let (code, stdout, stderr) = type_in(&["explain", "--cause", asked]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{asked}");
+        let words = stdout
+            .lines()
+            .map(|line| line.split(' ').next().unwrap().to_owned());
+        words.collect::<Vec<_>>()
+    };
+    let expected = [
+        "connect.unreachable.net",
+        "connect.unreachable.host",
+        "connect.unreachable.proto",
+    ];
+    for asked in [
+        "connect.unreachable",
+        "connect.unreachable.",
+        "connect.unreachable.*",
+    ] {
+        assert_eq!(ids(asked), expected, "{asked}");
+    }
+    assert!(ids("tls").contains(&"tls.alert_from_server.<name>".to_owned()));
+    assert_eq!(ids("http.status"), ["http.status.<code>"]);
+    assert!(ids("upstream.tls").contains(&"upstream.tls.cert.expired".to_owned()));
+    assert!(!ids("upstream").contains(&"upstream.tls.cert.expired".to_owned()));
+    assert!(ids("all").len() > ids("tls").len() + ids("connect").len());
+}
+
+#[test]
+fn a_cause_that_is_none_is_2_and_the_nearest_are_named() {
+    for (id, near) in [
+        ("conect.timeout", "connect.timeout"),
+        ("upstream.connect.refsed", "upstream.connect.refused"),
+        ("tls.cert.expiry", "tls.cert.expired"),
+    ] {
+        let (code, stdout, stderr) = type_in(&["explain", "--cause", id]);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{id}");
+        assert!(
+            stderr.starts_with(&format!("error: there is no cause {id:?}\n")),
+            "{stderr}"
+        );
+        assert!(stderr.contains(&format!("did you mean {near}")), "{stderr}");
+    }
+    let (code, _, stderr) = type_in(&["explain", "--cause", ""]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("--cause all"), "{stderr}");
+}
+
+/// Every cause, as `explain --cause all --json` tells it.
+fn causes() -> Vec<Value> {
+    let (code, stdout, stderr) = type_in(&["explain", "--cause", "all", "--json"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let told: Value = serde_json::from_str(&stdout).unwrap();
+    check!(&told, "schema": "routecause.cause/1");
+    told["causes"].as_array().unwrap().clone()
+}
+
+#[test]
+fn causes_as_json_keep_their_form() {
+    let all = causes();
+    let one = all
+        .iter()
+        .find(|cause| cause["id"] == "proxy.loop")
+        .unwrap();
+    check!(one,
+        "phase": null, "side": "proxy", "status": 508, "confidence": "certain", "proxy_status": "proxy_loop_detected",
+        "means": "our own name stands in Via, or the target is one of our listeners",
+        "hint": "the request came back to this proxy: a proxy variable, NO_PROXY or a rule points at ourselves",
+    );
+}
+
+/// The tables of README: one for each first word of an id.
+fn tables() -> String {
+    let mut lines = Vec::new();
+    let mut family = String::new();
+    for cause in causes() {
+        let id = cause["id"].as_str().unwrap();
+        let first = id.split('.').next().unwrap();
+        if family != first {
+            lines.push(format!("\n### `{first}`\n"));
+            lines.push("| id | side | status | how it is told | what to do |".to_owned());
+            lines.push("| --- | --- | --- | --- | --- |".to_owned());
+            first.clone_into(&mut family);
+        }
+        let status = match (id, &cause["status"]) {
+            ("http.status.<code>", _) => "the code".to_owned(),
+            (_, Value::Null) => String::new(),
+            (_, status) => status.to_string(),
+        };
+        let cell = |key: &str| cause[key].as_str().unwrap().replace('|', "\\|");
+        let (side, means, hint) = (cell("side"), cell("means"), cell("hint"));
+        lines.push(format!("| `{id}` | {side} | {status} | {means} | {hint} |"));
+    }
+    lines.join("\n") + "\n\n"
+}
+
+#[test]
+fn readme_tells_every_cause_as_the_program_does() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(&path).unwrap();
+    let (before, rest) = readme.split_once("<!-- causes: begin -->\n").unwrap();
+    let (told, after) = rest.split_once("<!-- causes: end -->\n").unwrap();
+    let tables = tables();
+    if std::env::var_os("ROUTECAUSE_TEST_REWRITE").is_some() {
+        let whole =
+            format!("{before}<!-- causes: begin -->\n{tables}<!-- causes: end -->\n{after}");
+        fs::write(&path, whole).unwrap();
+        return;
+    }
+    assert!(
+        told == tables,
+        "README.md differs from the table of causes: ROUTECAUSE_TEST_REWRITE=1 cargo test --test cli readme writes it anew"
+    );
 }

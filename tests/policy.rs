@@ -456,6 +456,34 @@ fn continue_sets_timeouts_for_whatever_decides_behind_it() {
 }
 
 #[test]
+fn a_preflight_is_set_by_a_rule_that_goes_on_and_explained_for_tunnels_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.yaml");
+    let text = "version: 1\nrules:\n  - {name: careful, match: {domain: a.example}, continue: true, preflight: tls, timeouts: {hello: 2s}}\n\
+                default: {direct: true}\n";
+    std::fs::write(&policy, text).unwrap();
+    let explain = |target: &str, json: &[&str]| {
+        let mut command = support::routecause();
+        command
+            .args(["explain", "--policy"])
+            .arg(&policy)
+            .args(json);
+        let (status, stdout, stderr) = support::run(command.arg(target));
+        assert!(status.success(), "{stderr}");
+        stdout
+    };
+    let text = explain("https://a.example/", &[]);
+    assert!(
+        text.contains("  after a preflight: tls, within 2s\n"),
+        "{text}"
+    );
+    let json = |target| serde_json::from_str::<Value>(&explain(target, &["--json"])).unwrap();
+    check!(&json("https://a.example/")["decision"], "preflight": "tls");
+    check!(&json("http://a.example/")["decision"], "preflight": null);
+    check!(&json("https://b.example/")["decision"], "preflight": null);
+}
+
+#[test]
 fn a_rule_by_address_looks_names_up_only_where_it_says_so() {
     let origin = Listening::new();
     let port = origin.address.port();

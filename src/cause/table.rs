@@ -265,13 +265,13 @@ causes! {
         "the server's handshake began to arrive and stopped",
         "the path loses big packets (path MTU): clamp the MSS on this route";
     TlsResetDuringServerFlight: "tls.reset_during_server_flight", Unknown, Some(502), Certain, Some("connection_terminated"),
-        "RST after the server's first byte and before the client's next flight",
+        "RST after the server's first byte and before the client's next flight; in a handshake of our own, RST or FIN until its end",
         "a filter by certificate (TLS 1.2), or the server crashed";
     TlsEncryptedAlertFromServer: "tls.encrypted_alert_from_server", Origin, Some(502), Strong, Some("tls_alert_received"),
         "TLS 1.3: a record of an alert's length from the server, then its end, before any data",
         "often the server demands a client certificate";
     TlsNotTlsReply: "tls.not_tls_reply", Unknown, Some(502), Certain, Some("tls_protocol_error"),
-        "the server's first byte is of no TLS record",
+        "the server's first byte is of no TLS record; in a handshake of our own also what breaks the protocol further on",
         "plain HTTP on that port, a block page, or a captive portal: the message quotes it";
     TlsClientRejectedInferred: "tls.client_rejected_certificate.inferred", Client, None, Strong, Some("tls_certificate_error"),
         "TLS 1.3: the client's first record behind the server's handshake has an alert's length",

@@ -27,10 +27,12 @@ struct Asked {
 }
 
 pub(super) fn run(args: &ExplainArgs, env: &Environment) -> u8 {
-    let asked = match Asked::parse(&args.target) {
+    // The parser sees to it that there is one.
+    let target = args.target.as_deref().unwrap_or_default();
+    let asked = match Asked::parse(target) {
         Ok(asked) => asked,
         Err(error) => {
-            say!("error: {}: {error}", args.target);
+            say!("error: {target}: {error}");
             return exit::USAGE;
         }
     };

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan as _};
 
@@ -17,7 +18,7 @@ use super::raw;
 use super::upstreams::{DIRECT, Routes};
 use crate::policy::guard::{Exception, Guards, Loopback};
 use crate::policy::matcher::{Matcher, Set};
-use crate::policy::{Action, Block, Mode, Policy, Rule, lint};
+use crate::policy::{Action, Block, Circuit, Mode, Policy, Preflight, Rule, lint};
 use crate::target::Host;
 use crate::timeouts::Timeouts;
 
@@ -64,6 +65,10 @@ pub(super) fn policy(
         .as_ref()
         .and_then(|defaults| defaults.timeouts.as_ref());
     let timeouts = timeouts(&Timeouts::default(), defaults, findings);
+    let circuit = raw
+        .defaults
+        .as_ref()
+        .and_then(|defaults| circuit(defaults.circuit.as_ref()?, findings));
     let mut compiler = Compiler {
         routes: Routes::compile(raw.upstreams.as_ref(), context, findings),
         sets: matchers::sets(raw.sets.as_ref(), findings),
@@ -85,6 +90,7 @@ pub(super) fn policy(
             mode: Mode::Enforce,
             expires: None,
             timeouts: None,
+            preflight: None,
         });
         places.push(list.place);
     }
@@ -111,6 +117,7 @@ pub(super) fn policy(
         default,
         routes: compiler.routes.list,
         timeouts: compiler.timeouts,
+        circuit,
         pins: pins(
             raw.dns.as_ref().and_then(|dns| dns.hosts.as_ref()),
             findings,
@@ -170,9 +177,14 @@ impl Compiler<'_> {
             has: &raw.has,
         };
         let action = self.action(&actions, "a rule", place, findings);
-        if let (Some(place), None) = (raw.r#continue.as_ref().map(|at| at.place), &raw.timeouts) {
-            let message = "a rule that goes on without `timeouts` does nothing";
-            findings.warn(place, message);
+        let sets_nothing = raw.timeouts.is_none() && raw.preflight.is_none();
+        if let (Some(going_on), true) = (&raw.r#continue, sets_nothing) {
+            let message = "a rule that goes on without `timeouts` or `preflight` does nothing";
+            findings.warn(going_on.place, message);
+        }
+        if let (Some(preflight), Some(_)) = (&raw.preflight, &raw.block) {
+            let message = "a rule that blocks grants no tunnel: its `preflight` has no effect";
+            findings.warn(preflight.place, message);
         }
         if let (Some(timeouts), Some(_)) = (&raw.timeouts, &raw.block) {
             let message = "a rule that blocks waits for nothing: its `timeouts` have no effect";
@@ -199,6 +211,12 @@ impl Compiler<'_> {
             },
             expires,
             timeouts: timeouts.map(|raw| Arc::new(timeouts_of(&self.timeouts, raw, findings))),
+            preflight: raw
+                .preflight
+                .as_ref()
+                .map(|preflight| match preflight.value {
+                    raw::Preflight::Tls => Preflight::Tls,
+                }),
         };
         (rule, place)
     }
@@ -227,6 +245,7 @@ impl Compiler<'_> {
             mode: Mode::Enforce,
             expires: None,
             timeouts: None,
+            preflight: None,
         }
     }
 
@@ -437,12 +456,42 @@ fn timeouts_of(base: &Timeouts, raw: &raw::Timeouts, findings: &mut Findings<'_>
         connect_address: address.min(total),
         connect_stagger: part(|c| &c.stagger, base.connect_stagger),
         proxy_reply: or(&raw.proxy_reply, base.proxy_reply),
+        hello: or(&raw.hello, base.hello),
         first_byte: or(&raw.first_byte, base.first_byte),
         body_idle: or(&raw.body_idle, base.body_idle),
         idle: or(&raw.idle, base.idle),
         head: or(&raw.head, base.head),
         keepalive: or(&raw.keepalive, base.keepalive),
     }
+}
+
+/// The longest time in which failures are counted, or for which a target is refused: a person who waits for more than
+/// this thinks that the target is down.
+const LONGEST_CIRCUIT: Duration = Duration::from_hours(1);
+
+fn circuit(raw: &At<raw::Circuit>, findings: &mut Findings<'_>) -> Option<Circuit> {
+    let fails = raw.fails.as_ref()?;
+    let number = u32::try_from(fails.0)
+        .ok()
+        .filter(|n| (1..=1000).contains(n));
+    if number.is_none() {
+        let message = format!("{} is no number of failures for a circuit", fails.0);
+        findings.error(fails.place, message).with_help("1 to 1000");
+    }
+    let (within, open) = (raw.within.as_ref()?, raw.open.as_ref()?);
+    for wait in [within, open] {
+        if wait.0 > LONGEST_CIRCUIT {
+            let message = "a circuit counts, and stays open, for an hour at most";
+            findings
+                .error(wait.place, message)
+                .with_help("write `1h` or less");
+        }
+    }
+    Some(Circuit {
+        fails: number?,
+        within: within.0,
+        open: open.0,
+    })
 }
 
 /// Where a rule stands, as records say it.

@@ -199,18 +199,34 @@ written! {
     Defaults is "`defaults`", later [] {
         /// How long each wait may take.
         timeouts: Timeouts,
+        /// When a target that keeps failing is refused without a try; never where left out.
+        circuit: Circuit,
+    }
+}
+
+written! {
+    /// When a target that keeps failing is refused without a try (503, `proxy.circuit_open`).
+    Circuit is "`circuit`", later [] {
+        /// How many failures of a target in a row open it: 1 to 1000.
+        fails "write `fails: 5`": Count,
+        /// The time in which they must fall, at most 1h.
+        within "write `within: 30s`": Wait,
+        /// How long the target is refused then, at most 1h.
+        open "write `open: 1m`": Wait,
     }
 }
 
 written! {
     /// How long each wait may take. What a rule does not name is as in `defaults`.
-    Timeouts is "`timeouts`", later ["hello"] {
+    Timeouts is "`timeouts`", later [] {
         /// One name's lookup, all servers and tries together (5s).
         dns: Wait,
         /// The TCP connection: one duration for all addresses together (10s), or its parts.
         connect: ConnectWait,
         /// An upstream's answer to CONNECT (30s).
         proxy_reply: Wait,
+        /// A TLS handshake of our own, as `preflight` makes it (3s).
+        hello: Wait,
         /// The first byte of an answer after the request was sent (5m).
         first_byte: Wait,
         /// A body without progress, in either direction (5m).
@@ -410,7 +426,7 @@ written! {
         via: String,
         /// Refused.
         block: Block,
-        /// Sets the rule's timeouts and goes on with the next rule.
+        /// Sets the rule's timeouts and preflight and goes on with the next rule.
         r#continue: True,
         /// `report` only notes what the rule would do; `off` passes it over.
         mode: RuleMode,
@@ -418,6 +434,16 @@ written! {
         expires: Day,
         /// The waits of what the rule decides. What is not named is as in `defaults`.
         timeouts: Timeouts,
+        /// What is tried before a tunnel is granted, over a connection of its own; a failure is the answer to CONNECT.
+        preflight: Preflight,
+    }
+}
+
+words! {
+    /// What is tried before a tunnel is granted.
+    Preflight {
+        /// A TLS handshake, within `timeouts.hello`.
+        Tls = "tls",
     }
 }
 

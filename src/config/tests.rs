@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::policy::{RouteSpec, matcher::Matcher};
+use crate::policy::{Circuit, RouteSpec, matcher::Matcher};
 
 fn now() -> Timestamp {
     "2026-11-20T12:00:00Z".parse().unwrap()
@@ -456,9 +456,20 @@ fn a_rule_says_one_thing_and_says_it_well() {
         ),
         (
             "continue: true",
-            &["warning: a rule that goes on without `timeouts` does nothing"],
+            &["warning: a rule that goes on without `timeouts` or `preflight` does nothing"],
         ),
         ("continue: true, timeouts: {idle: 2m}", &[]),
+        ("continue: true, preflight: tls", &[]),
+        ("direct: true, preflight: tls", &[]),
+        ("direct: true, preflight: tsl", &["`tsl` is not one of tls"]),
+        (
+            "direct: true, preflight: true",
+            &["`true` is not one of tls"],
+        ),
+        (
+            "block: true, preflight: tls",
+            &["warning: a rule that blocks grants no tunnel: its `preflight` has no effect"],
+        ),
         ("block: {status: 200}", &["200 is no status for a refusal"]),
         (
             "block: {status: 407}",
@@ -473,8 +484,8 @@ fn a_rule_says_one_thing_and_says_it_well() {
             &["one address may not take longer than all together (`total`)"],
         ),
         (
-            "direct: true, timeouts: {hello: 2s}",
-            &["`hello` is not in this version"],
+            "direct: true, timeouts: {hello: 0s}",
+            &["`0s` is not a duration such as 250ms, 5s, 1h or 1m30s"],
         ),
         (
             "direct: true, timeouts: {idle: 0s}",
@@ -942,6 +953,60 @@ fn timeouts_are_layered() {
     assert_eq!(rule.connect, Duration::from_secs(20));
     assert_eq!(rule.connect_address, Duration::from_secs(1));
     assert_eq!(rule.idle, Duration::from_hours(2));
+}
+
+#[test]
+fn a_circuit_is_off_unless_it_is_set() {
+    assert_eq!(
+        loaded("version: 1\nrules: []\ndefault: {direct: true}\n")
+            .policy
+            .circuit,
+        None
+    );
+    let policy = |circuit: &str| {
+        format!(
+            "version: 1\ndefaults: {{circuit: {circuit}}}\nrules: []\ndefault: {{direct: true}}\n"
+        )
+    };
+    let set = loaded(&policy("{fails: 3, within: 30s, open: 1h}"))
+        .policy
+        .circuit;
+    let expected = Circuit {
+        fails: 3,
+        within: Duration::from_secs(30),
+        open: Duration::from_hours(1),
+    };
+    assert_eq!(set, Some(expected));
+    for (circuit, expected) in [
+        ("{fails: 3, within: 30s}", "2:22 `circuit` needs `open`"),
+        (
+            "{fails: 0, within: 30s, open: 1m}",
+            "2:29 0 is no number of failures for a circuit",
+        ),
+        (
+            "{fails: 1001, within: 30s, open: 1m}",
+            "2:29 1001 is no number of failures for a circuit",
+        ),
+        (
+            "{fails: 3, within: 61m, open: 1m}",
+            "2:40 a circuit counts, and stays open, for an hour at most",
+        ),
+        (
+            "{fails: 3, within: 1m, open: 2h}",
+            "2:50 a circuit counts, and stays open, for an hour at most",
+        ),
+        (
+            "{fails: 3, within: 0s, open: 1m}",
+            "2:40 `0s` is not a duration such as 250ms, 5s, 1h or 1m30s",
+        ),
+        (
+            "{fials: 3, within: 1m, open: 1m}",
+            "2:22 `fials` is no key of `circuit`",
+        ),
+        ("true", "2:21 `circuit` is a mapping, not a text"),
+    ] {
+        assert_eq!(mistakes(&policy(circuit)), [expected], "{circuit}");
+    }
 }
 
 #[test]

@@ -5,12 +5,15 @@ use std::borrow::Cow;
 use nix::errno::Errno;
 
 use super::millis;
-use crate::failure::tunnel::Ending;
+use crate::failure::handshake::Handshake;
+use crate::failure::tunnel::{Ending, Forensics};
 use crate::net::tcp_info::TcpInfo;
 use crate::record::{ClientTcp, Record, Reset, ServerTcp, Tls, quote};
 use crate::relay::{End, Reason};
+use crate::tls::handshake::{HandshakeError, Reached};
 use crate::tls::hello::{cipher_name, group_name, version_name};
 use crate::tls::ledger::{Facts, Reply, Speech, State};
+use crate::tls::trust::Judgement;
 
 /// A ClientHello over this does not fit one segment on most paths.
 const LARGE_HELLO: usize = 1400;
@@ -31,6 +34,64 @@ pub(super) fn tell(ending: &Ending, record: &mut Record) {
         record.notes.extend(notes(tls, &told));
         record.tls = Some(Box::new(told));
     }
+}
+
+/// Fills in what a handshake of our own that failed showed.
+pub(super) fn tell_handshake(handshake: &Handshake, record: &mut Record) {
+    let error = &handshake.error;
+    let mut tls = Tls {
+        server_name: handshake.server_name.clone(),
+        // What is not told by how far it came was said in the server's flight.
+        state: error.reached().map_or(State::T4, Reached::state).as_str(),
+        ..Tls::default()
+    };
+    match error {
+        HandshakeError::Certificate(judgement) => tell_certificate(judgement, &mut tls),
+        HandshakeError::Alert { alert, .. } => {
+            (tls.alert, tls.alert_from) = (Some(alert.0), Some("server"));
+        }
+        HandshakeError::NotTls { first } => tls.reply_status = status_of(first),
+        HandshakeError::Reset { source, .. } => {
+            let tcp = ServerTcp {
+                close: Some("rst"),
+                errno: errno(source),
+                ..server_tcp_of(handshake.tcp)
+            };
+            record.server_tcp = Some(Box::new(tcp));
+            record.reset = handshake.reset().map(|facts| {
+                Box::new(Reset {
+                    after_ms: handshake.since_write().map(millis),
+                    after_connect_ms: Some(millis(handshake.since_connect)),
+                    ..of_forensics(Some(facts))
+                })
+            });
+        }
+        HandshakeError::TimedOut { .. } => {
+            record.server_tcp = Some(Box::new(server_tcp_of(handshake.tcp)));
+        }
+        HandshakeError::Name(_)
+        | HandshakeError::Closed { .. }
+        | HandshakeError::Broken { .. }
+        | HandshakeError::Version
+        | HandshakeError::Cipher
+        | HandshakeError::Alpn
+        | HandshakeError::Downgrade
+        | HandshakeError::Ech
+        | HandshakeError::Protocol(_)
+        | HandshakeError::Own(_) => {}
+    }
+    tls.downgrade_sentinel = matches!(error, HandshakeError::Downgrade);
+    record.tls = Some(Box::new(tls));
+}
+
+/// Fills in a certificate and what it is worth.
+pub(super) fn tell_certificate(judgement: &Judgement, tls: &mut Tls) {
+    tls.subject = Some(judgement.subject.clone());
+    tls.issuer = Some(judgement.issuer.clone());
+    tls.not_before = judgement.not_before.map(|moment| moment.to_string());
+    tls.not_after = judgement.not_after.map(|moment| moment.to_string());
+    tls.sha256 = Some(judgement.sha256.clone());
+    tls.certificate = Some(judgement.verdict.as_str());
 }
 
 fn tls(facts: &Facts, target: Option<&str>) -> Tls {
@@ -107,16 +168,22 @@ fn notes(facts: &Facts, tls: &Tls) -> Vec<&'static str> {
 }
 
 fn reset(ending: &Ending) -> Reset {
-    let facts = ending.reset();
+    Reset {
+        after_ms: ending.since_write.map(millis),
+        after_connect_ms: Some(millis(ending.since_connect)),
+        ..of_forensics(ending.reset())
+    }
+}
+
+fn of_forensics(facts: Option<Forensics>) -> Reset {
     Reset {
         last_write_acked: facts.map(|facts| facts.is_acked),
-        after_ms: ending.since_write.map(millis),
         rtt_ratio: facts.and_then(|facts| facts.rtt_ratio).map(two_digits),
-        after_connect_ms: Some(millis(ending.since_connect)),
         connect_rtt_ratio: facts
             .and_then(|facts| facts.connect_rtt_ratio)
             .map(two_digits),
         accept_race: facts.map(|facts| facts.accept_race),
+        ..Reset::default()
     }
 }
 
@@ -125,13 +192,21 @@ fn two_digits(ratio: f64) -> f64 {
 }
 
 macro_rules! tcp {
-    ($name:ident, $form:ident, $close:expr, $errno:expr) => {
+    ($name:ident, $of_info:ident, $form:ident, $close:expr, $errno:expr) => {
         fn $name(end: &End, info: Option<TcpInfo>) -> $form {
             let close: fn(&End) -> &'static str = $close;
             let errno: fn(&Reason) -> Option<Cow<'static, str>> = $errno;
             $form {
                 close: Some(close(end)),
                 errno: errno(&end.reason),
+                ..$of_info(info)
+            }
+        }
+
+        fn $of_info(info: Option<TcpInfo>) -> $form {
+            $form {
+                close: None,
+                errno: None,
                 rtt_ms: info.and_then(|info| info.rtt).map(millis),
                 min_rtt_ms: info.and_then(|info| info.min_rtt).map(millis),
                 retransmissions: info.map(|info| info.retransmissions),
@@ -148,28 +223,40 @@ macro_rules! tcp {
     };
 }
 
-tcp!(client_tcp, ClientTcp, |end| end.client.as_str(), |reason| {
-    match reason {
-        Reason::ClientReset(error) | Reason::ClientError(error) => errno(error),
-        Reason::ClientFin
-        | Reason::ServerFin
-        | Reason::BothFin
-        | Reason::ServerReset(_)
-        | Reason::ServerError(_)
-        | Reason::Idle { .. } => None,
+tcp!(
+    client_tcp,
+    client_tcp_of,
+    ClientTcp,
+    |end| end.client.as_str(),
+    |reason| {
+        match reason {
+            Reason::ClientReset(error) | Reason::ClientError(error) => errno(error),
+            Reason::ClientFin
+            | Reason::ServerFin
+            | Reason::BothFin
+            | Reason::ServerReset(_)
+            | Reason::ServerError(_)
+            | Reason::Idle { .. } => None,
+        }
     }
-});
-tcp!(server_tcp, ServerTcp, |end| end.server.as_str(), |reason| {
-    match reason {
-        Reason::ServerReset(error) | Reason::ServerError(error) => errno(error),
-        Reason::ClientFin
-        | Reason::ServerFin
-        | Reason::BothFin
-        | Reason::ClientReset(_)
-        | Reason::ClientError(_)
-        | Reason::Idle { .. } => None,
+);
+tcp!(
+    server_tcp,
+    server_tcp_of,
+    ServerTcp,
+    |end| end.server.as_str(),
+    |reason| {
+        match reason {
+            Reason::ServerReset(error) | Reason::ServerError(error) => errno(error),
+            Reason::ClientFin
+            | Reason::ServerFin
+            | Reason::BothFin
+            | Reason::ClientReset(_)
+            | Reason::ClientError(_)
+            | Reason::Idle { .. } => None,
+        }
     }
-});
+);
 
 /// An error number's name.
 fn errno(error: &std::io::Error) -> Option<Cow<'static, str>> {

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::millis;
+use super::{evidence, millis};
 use crate::cause::{Cause, Phase};
 use crate::net::connect::{Outcome, Try};
 use crate::net::resolve::{Facts, ResolveError, Resolved, Transport};
 use crate::net::socket::Socket;
 use crate::net::upstream::Reply;
-use crate::record::{self, Attempt, Dns, Record, quote};
+use crate::record::{self, Attempt, Dns, Record, Tls, quote};
+use crate::tls::ledger::State;
+use crate::tls::trust::Judgement;
 
 /// The facts noted while a request is under way. The wait that learns a fact notes it at once, so that
 /// it is there whatever happens next.
@@ -41,6 +43,8 @@ pub(super) struct Story {
     local: Option<SocketAddr>,
     would: Option<Arc<str>>,
     notes: Vec<&'static str>,
+    /// What a handshake of our own showed.
+    tls: Option<Tls>,
 }
 
 #[derive(Debug)]
@@ -75,6 +79,7 @@ impl Default for Trail {
             local: None,
             would: None,
             notes: Vec::new(),
+            tls: None,
         }))
     }
 }
@@ -259,6 +264,16 @@ impl Trail {
         });
     }
 
+    /// Notes the certificate of a handshake of our own that was finished.
+    pub fn shook_hands(&self, judgement: &Judgement) {
+        let mut tls = Tls {
+            state: State::T6.as_str(),
+            ..Tls::default()
+        };
+        evidence::tell_certificate(judgement, &mut tls);
+        self.story().tls = Some(tls);
+    }
+
     /// Notes the first byte of the server, counted from the connection.
     pub fn first_byte(&self, after: Duration) {
         self.story().first_byte.get_or_insert(after);
@@ -310,10 +325,28 @@ impl Story {
             record.upstream_auth_schemes.clone_from(&reply.auth_schemes);
             record.upstream_body.clone_from(&reply.body);
         }
+        if let Some(own) = &self.tls {
+            tell_tls(own, record.tls.get_or_insert_default());
+        }
         record.notes.extend(&self.notes);
         if record.would.is_none() {
             record.would.clone_from(&self.would);
         }
+    }
+}
+
+/// Adds the certificate that a handshake of our own showed, where the client's showed none.
+fn tell_tls(own: &Tls, told: &mut Tls) {
+    if told.state.is_empty() {
+        told.state = own.state;
+    }
+    if told.sha256.is_none() {
+        told.subject.clone_from(&own.subject);
+        told.issuer.clone_from(&own.issuer);
+        told.not_before.clone_from(&own.not_before);
+        told.not_after.clone_from(&own.not_after);
+        told.sha256.clone_from(&own.sha256);
+        told.certificate = own.certificate;
     }
 }
 

@@ -63,42 +63,54 @@ pub struct Forensics {
     pub accept_race: bool,
 }
 
+impl Forensics {
+    /// What a connection shows at its reset, so long behind our last write and behind the connection.
+    pub fn of(info: TcpInfo, since_write: Option<Duration>, since_connect: Duration) -> Self {
+        let ratio = |after: Duration| Some(after.as_secs_f64() / info.min_rtt?.as_secs_f64());
+        let connect_rtt_ratio = ratio(since_connect);
+        let is_acked = info.is_all_acked();
+        let accept_race = !is_acked
+            && connect_rtt_ratio.is_none_or(|ratio| (TOO_SOON..=TOO_LATE).contains(&ratio));
+        Self {
+            is_acked,
+            is_unacked: info.is_none_acked(),
+            rtt_ratio: since_write.and_then(ratio),
+            connect_rtt_ratio,
+            accept_race,
+        }
+    }
+}
+
+/// Who is behind a reset: whoever read what was sent, or something on the way.
+pub(super) fn side_of_reset(reset: Option<Forensics>, is_end_to_end: bool) -> Side {
+    match reset {
+        Some(reset) if is_end_to_end && reset.is_acked => Side::Origin,
+        Some(reset) if is_end_to_end && reset.is_unacked && !reset.accept_race => Side::Network,
+        Some(_) | None => Side::Unknown,
+    }
+}
+
+/// Whether what we sent was sent again and again and nobody acknowledged it.
+pub(super) fn is_blackholed(info: TcpInfo) -> bool {
+    info.is_none_acked() && info.unacked > 0 && info.retransmissions >= RESENT
+}
+
 impl Ending {
     /// What is known of the reset; `None` where there was none, or the kernel does not tell.
     pub fn reset(&self) -> Option<Forensics> {
         let (Reason::ServerReset(_), Some(info)) = (&self.end.reason, self.server) else {
             return None;
         };
-        let ratio = |after: Duration| Some(after.as_secs_f64() / info.min_rtt?.as_secs_f64());
-        let connect_rtt_ratio = ratio(self.since_connect);
-        let is_acked = info.is_all_acked();
-        let accept_race = !is_acked
-            && connect_rtt_ratio.is_none_or(|ratio| (TOO_SOON..=TOO_LATE).contains(&ratio));
-        Some(Forensics {
-            is_acked,
-            is_unacked: info.is_none_acked(),
-            rtt_ratio: self.since_write.and_then(ratio),
-            connect_rtt_ratio,
-            accept_race,
-        })
+        Some(Forensics::of(info, self.since_write, self.since_connect))
     }
 
-    /// Who is behind a reset: whoever read what was sent, or something on the way.
     fn side_of_reset(&self) -> Side {
-        match self.reset() {
-            Some(reset) if self.is_end_to_end && reset.is_acked => Side::Origin,
-            Some(reset) if self.is_end_to_end && reset.is_unacked && !reset.accept_race => {
-                Side::Network
-            }
-            Some(_) | None => Side::Unknown,
-        }
+        side_of_reset(self.reset(), self.is_end_to_end)
     }
 
     /// Whether the ClientHello was sent again and again and nobody acknowledged it.
     fn is_blackholed(&self) -> bool {
-        self.server.is_some_and(|info| {
-            info.is_none_acked() && info.unacked > 0 && info.retransmissions >= RESENT
-        })
+        self.server.is_some_and(is_blackholed)
     }
 
     fn has_left_nothing(&self) -> bool {

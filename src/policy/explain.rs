@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::matcher::{Hosts, Matcher, Resolve, Truth, Unknown};
 use super::no_proxy::{Bypass, NoProxy};
 use super::{
-    Action, Decision, Denial, Lookup, Mode, Needs, Note, Policy, Query, RouteSpec, Rule, Step,
-    Verdict, Walk,
+    Action, Decision, Denial, Lookup, Mode, Needs, Note, Policy, Preflight, Query, RouteSpec, Rule,
+    Step, Verdict, Walk,
 };
 use crate::target::Target;
 use crate::timeouts::Timeouts;
@@ -82,6 +82,9 @@ pub struct Outcome {
     /// The refusal's code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// What is tried before the tunnel is granted: `tls`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<&'static str>,
     /// The rule or guard in report mode that would have decided otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub would: Option<String>,
@@ -119,6 +122,7 @@ pub struct Waits {
     pub connect_address: String,
     pub connect_stagger: String,
     pub proxy_reply: String,
+    pub hello: String,
     pub first_byte: String,
     pub body_idle: String,
     pub idle: String,
@@ -191,12 +195,14 @@ impl Outcome {
             reason: None,
             status: None,
             code: None,
+            preflight: None,
             would: decision.would.map(|would| would.name().to_owned()),
         };
         match &decision.verdict {
             Verdict::Route(id) => {
                 let route = policy.route(*id);
                 this.route = Some(route.name.to_string());
+                this.preflight = decision.preflight.map(Preflight::as_str);
                 this.action = match &route.spec {
                     RouteSpec::Direct => Does::Direct,
                     RouteSpec::Upstream { proxy, .. } => {
@@ -253,6 +259,7 @@ impl Waits {
             connect_address: spell(timeouts.connect_address),
             connect_stagger: spell(timeouts.connect_stagger),
             proxy_reply: spell(timeouts.proxy_reply),
+            hello: spell(timeouts.hello),
             first_byte: spell(timeouts.first_byte),
             body_idle: spell(timeouts.body_idle),
             idle: spell(timeouts.idle),
@@ -302,6 +309,13 @@ impl fmt::Display for Explanation {
             write!(f, ": {reason}")?;
         }
         writeln!(f)?;
+        if let Some(preflight) = decision.preflight {
+            writeln!(
+                f,
+                "  after a preflight: {preflight}, within {}",
+                self.timeouts.hello
+            )?;
+        }
         if let Some(would) = &decision.would {
             writeln!(f, "  in report mode: {would} would have decided otherwise")?;
         }
@@ -363,7 +377,7 @@ fn why_not(rule: &Rule, note: Note, query: &Query<'_>) -> Option<String> {
             };
             format!("{does}, and is in report mode{by}")
         }
-        Note::Continued => "it matched, set its timeouts and went on".to_owned(),
+        Note::Continued => "it matched, set its options and went on".to_owned(),
     })
 }
 

@@ -124,6 +124,7 @@ fn rule() -> impl Strategy<Value = Rule> {
             mode,
             expires,
             timeouts: waits.then(Arc::default),
+            preflight: None,
         },
     )
 }
@@ -166,6 +167,7 @@ fn policy() -> impl Strategy<Value = Policy> {
                     mode: Mode::Enforce,
                     expires: None,
                     timeouts: None,
+                    preflight: None,
                 },
                 routes: vec![
                     Route {
@@ -178,6 +180,7 @@ fn policy() -> impl Strategy<Value = Policy> {
                     },
                 ],
                 timeouts: Arc::default(),
+                circuit: None,
                 pins: Vec::new(),
             }
         })
@@ -211,7 +214,7 @@ impl Asked {
             path: (!self.is_connect).then_some("/x?y"),
             headers: (!self.is_connect).then_some(&self.headers),
             addresses,
-            now: Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(1),
+            now: Timestamp::UNIX_EPOCH + Duration::from_secs(1),
         }
     }
 
@@ -307,6 +310,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
         mode,
         expires: None,
         timeouts: None,
+        preflight: None,
     };
     let direct = || {
         Action::Route(ByScheme {
@@ -395,6 +399,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
             },
         ],
         timeouts: Arc::default(),
+        circuit: None,
         pins: Vec::new(),
     };
     let asked = Asked {
@@ -505,7 +510,7 @@ proptest! {
 
     #[test]
     fn a_rule_that_lint_calls_shadowed_never_decides(policy in policy(), asked in prop::collection::vec(asked(), 20)) {
-        let now = Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        let now = Timestamp::UNIX_EPOCH + Duration::from_secs(1);
         let shadowed: Vec<_> = lint::lint(&policy, now)
             .into_iter()
             .filter(|finding| finding.message.contains("can never decide"))

@@ -62,7 +62,8 @@ impl Proxy {
             target: &target,
             scheme: Scheme::Http,
         };
-        let (id, plan) = decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
+        let (decided, plan) =
+            decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
         let asked_in = parts.version;
         let wishes = headers::prepare(&mut parts, &self.identity.pseudonym)?;
         if wishes.ends_here {
@@ -72,7 +73,7 @@ impl Proxy {
         let errand = Errand {
             proxy: self,
             snapshot: &snapshot,
-            id,
+            id: decided.route,
             plan: &plan,
             wishes: &wishes,
             upload: &upload,

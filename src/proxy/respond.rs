@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::failure::{Failure, chain, classify};
 use crate::memory::{Earlier, reminded};
 use crate::net::upstream::UpstreamError;
+use crate::tls::handshake::HandshakeError;
 
 /// Names of ours in what the client reads.
 #[derive(Clone, Debug)]
@@ -178,6 +179,11 @@ fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String
     } = failure
     {
         let _ = write!(field, "; received-status={}", reply.status.as_u16());
+    }
+    if let Failure::Handshake(handshake) = failure
+        && let HandshakeError::Alert { alert, .. } = &handshake.error
+    {
+        let _ = write!(field, "; alert-id={}; alert-message=\"{alert}\"", alert.0);
     }
     if error == Some("dns_error") {
         let (code, info) = failure.dns_codes();

@@ -1,0 +1,712 @@
+//! A TLS handshake of our own, as a client, over an open connection; what went wrong keeps its facts.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientConfig, Resumption};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, DigitallySignedStruct, PeerIncompatible, PeerMisbehaved, SignatureScheme,
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::client::TlsStream;
+
+use super::ledger::State;
+use super::trust::{Judgement, Roots, Verdict, provider, server_name};
+use crate::cause::Alert;
+use crate::net::socket::reset_behind;
+use crate::target::Host;
+use crate::timeouts::Brief;
+
+/// How much of what a server said first is kept.
+const FIRST_BYTES: usize = 64;
+
+/// A handshake that was finished.
+#[derive(Debug)]
+pub struct Established<S> {
+    /// What is said from now on is encrypted.
+    pub stream: TlsStream<Watched<S>>,
+    /// What the server's chain is worth: it is trusted.
+    pub judgement: Judgement,
+}
+
+/// How long the server may take to end its side.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Established<S> {
+    /// Ends the connection in order: an alert `close_notify` and FIN, then what the server still sends is read for at most
+    /// a second.
+    /// Bytes left unread (session tickets) would make the kernel end it with a reset.
+    pub async fn close(mut self) {
+        let farewell = async {
+            self.stream.shutdown().await?;
+            tokio::io::copy(&mut self.stream, &mut tokio::io::sink()).await
+        };
+        if let Ok(Err(error)) = timeout(FAREWELL, farewell).await {
+            tracing::debug!(%error, "end a TLS connection of our own");
+        }
+    }
+}
+
+/// How far a handshake had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reached {
+    /// Nothing of the ClientHello had left us.
+    Nothing,
+    /// The ClientHello was sent; no byte of the server had come.
+    ClientHello,
+    /// The server had begun to answer.
+    FirstByte,
+    /// The whole ServerHello had come.
+    ServerHello,
+    /// We had sent more behind it.
+    ClientFlight,
+}
+
+impl Reached {
+    /// The same in the words of a tunnel's handshake.
+    pub fn state(self) -> State {
+        match self {
+            Self::Nothing => State::T0,
+            Self::ClientHello => State::T2,
+            Self::FirstByte => State::T3,
+            Self::ServerHello => State::T4,
+            Self::ClientFlight => State::T6,
+        }
+    }
+}
+
+impl fmt::Display for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "before our ClientHello",
+            Self::ClientHello => "after our ClientHello",
+            Self::FirstByte => "in the ServerHello",
+            Self::ServerHello => "after the ServerHello",
+            Self::ClientFlight => "after our half of the handshake",
+        })
+    }
+}
+
+/// Why a handshake of ours did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The host has a name that no certificate can have.
+    #[error("no certificate can name {0}")]
+    Name(String),
+    /// The connection was reset.
+    #[error("reset {reached}")]
+    Reset {
+        /// How far it had come.
+        reached: Reached,
+        /// From our last write to it.
+        since_write: Option<Duration>,
+        /// The number of the error.
+        #[source]
+        source: io::Error,
+    },
+    /// The server ended the connection.
+    #[error("closed {reached}")]
+    Closed {
+        /// How far it had come.
+        reached: Reached,
+    },
+    /// Nothing more came.
+    #[error("nothing came {reached}, for {}", Brief(*after))]
+    TimedOut {
+        /// How far it had come.
+        reached: Reached,
+        /// The limit.
+        after: Duration,
+    },
+    /// The connection failed in another way.
+    #[error("the connection failed {reached}")]
+    Broken {
+        /// How far it had come.
+        reached: Reached,
+        /// How.
+        #[source]
+        source: io::Error,
+    },
+    /// The server ended the handshake with a reason.
+    #[error("the server sent alert {} ({alert})", alert.0)]
+    Alert {
+        /// The reason.
+        alert: Alert,
+        /// How far it had come.
+        reached: Reached,
+    },
+    /// What came is not TLS.
+    #[error("the server does not speak TLS: it says {}", escaped(first))]
+    NotTls {
+        /// How it begins, at most 64 bytes.
+        first: Vec<u8>,
+    },
+    /// The server's certificate is not trusted for this name.
+    #[error("{}", wrong_with(.0))]
+    Certificate(Box<Judgement>),
+    /// No version in common.
+    #[error("the server speaks neither TLS 1.2 nor 1.3")]
+    Version,
+    /// No cipher suite or group in common.
+    #[error("the server and we have no cipher suite or group in common")]
+    Cipher,
+    /// The server chose a protocol that was not offered.
+    #[error("the server speaks a protocol that was not offered (ALPN)")]
+    Alpn,
+    /// Something strips TLS 1.3.
+    #[error("the ServerHello says TLS 1.2 and carries the mark of a server that can 1.3")]
+    Downgrade,
+    /// The server refused the encrypted ClientHello.
+    #[error("the server refused the encrypted ClientHello")]
+    Ech,
+    /// The server breaks the protocol.
+    #[error("the server breaks the protocol")]
+    Protocol(#[source] rustls::Error),
+    /// A defect of ours.
+    #[error("our own half of the handshake failed")]
+    Own(#[source] rustls::Error),
+}
+
+impl HandshakeError {
+    /// How far it had come; `None` where the server had said enough to be judged.
+    pub fn reached(&self) -> Option<Reached> {
+        match self {
+            Self::Reset { reached, .. }
+            | Self::Closed { reached }
+            | Self::TimedOut { reached, .. }
+            | Self::Broken { reached, .. }
+            | Self::Alert { reached, .. } => Some(*reached),
+            Self::NotTls { .. } => Some(Reached::FirstByte),
+            Self::Name(_) => Some(Reached::Nothing),
+            Self::Certificate(_)
+            | Self::Version
+            | Self::Cipher
+            | Self::Alpn
+            | Self::Downgrade
+            | Self::Ech
+            | Self::Protocol(_)
+            | Self::Own(_) => None,
+        }
+    }
+}
+
+/// Shakes hands as a client: `host` is the name in the ClientHello (SNI; none for an address) and the one that the
+/// certificate must stand for. Offers TLS 1.2 and 1.3, and HTTP/2 and 1.1 (ALPN); resumes nothing.
+///
+/// Takes at most `limit`. Dropped, it leaves the connection as it is.
+///
+/// # Errors
+/// One for each way that it can fail; what was learned before the failure is in it. A certificate that `roots` do not
+/// trust is [`HandshakeError::Certificate`], one of a known interceptor that they trust is none.
+pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    io: S,
+    host: &Host,
+    roots: &Arc<Roots>,
+    limit: Duration,
+) -> Result<Established<S>, HandshakeError> {
+    let name = server_name(host).ok_or_else(|| HandshakeError::Name(host.to_string()))?;
+    if !roots.is_loaded() {
+        let roots = roots.clone();
+        // Reading the system's files; where that fails, the first question reads them.
+        let _ = tokio::task::spawn_blocking(move || roots.source()).await;
+    }
+    let verifier = Arc::new(Verifier {
+        roots: roots.clone(),
+        host: host.clone(),
+        judgement: Mutex::new(None),
+    });
+    let config = config(verifier.clone()).map_err(HandshakeError::Own)?;
+    let facts = Arc::new(Mutex::new(Facts::default()));
+    let watched = Watched {
+        io,
+        facts: Some(facts.clone()),
+    };
+    let connect = tokio_rustls::TlsConnector::from(config).connect(name, watched);
+    let outcome = timeout(limit, connect).await;
+    let judgement = verifier.take();
+    let facts = facts.lock().unwrap_or_else(PoisonError::into_inner);
+    match (outcome, judgement) {
+        (Ok(Ok(mut stream)), Some(judgement)) => {
+            stream.get_mut().0.facts = None;
+            Ok(Established { stream, judgement })
+        }
+        (_, Some(judgement)) if !judgement.is_trusted => {
+            Err(HandshakeError::Certificate(Box::new(judgement)))
+        }
+        (Ok(Err(error)), _) => Err(facts.explain(error)),
+        // Nothing was resumed: a handshake that is over has shown a certificate.
+        (Ok(Ok(_)), None) => Err(HandshakeError::Own(rustls::Error::NoCertificatesPresented)),
+        (Err(_), _) => Err(HandshakeError::TimedOut {
+            reached: facts.reached(),
+            after: limit,
+        }),
+    }
+}
+
+fn config(verifier: Arc<Verifier>) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Judges by [`Roots`], and keeps the judgement.
+#[derive(Debug)]
+struct Verifier {
+    roots: Arc<Roots>,
+    host: Host,
+    judgement: Mutex<Option<Judgement>>,
+}
+
+impl Verifier {
+    fn take(&self) -> Option<Judgement> {
+        let mut judgement = self.judgement.lock();
+        judgement
+            .as_mut()
+            .map_or_else(|poisoned| poisoned.get_mut().take(), |kept| kept.take())
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let mut chain = vec![end_entity.clone()];
+        chain.extend_from_slice(intermediates);
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let now = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+        let judgement = self.roots.judge(&chain, &self.host, now);
+        let alert = refusal(judgement.verdict);
+        let is_trusted = judgement.is_trusted;
+        *self
+            .judgement
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(judgement);
+        if is_trusted {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(alert.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// What the server is told of a verdict: the library makes the alert of it.
+fn refusal(verdict: Verdict) -> CertificateError {
+    match verdict {
+        Verdict::Expired => CertificateError::Expired,
+        Verdict::NotYetValid => CertificateError::NotValidYet,
+        Verdict::NameMismatch => CertificateError::NotValidForName,
+        Verdict::Revoked => CertificateError::Revoked,
+        Verdict::WrongPurpose => CertificateError::InvalidPurpose,
+        Verdict::Malformed => CertificateError::BadEncoding,
+        Verdict::Valid
+        | Verdict::SelfSigned
+        | Verdict::UnknownIssuer
+        | Verdict::IncompleteChain
+        | Verdict::CaAsLeaf
+        | Verdict::Weak
+        | Verdict::KnownInterceptor => CertificateError::UnknownIssuer,
+    }
+}
+
+/// What passed over a connection until its handshake was over.
+#[derive(Debug, Default)]
+struct Facts {
+    /// The last write.
+    wrote: Option<Instant>,
+    /// Something was sent behind the server's first byte.
+    answered: bool,
+    received: usize,
+    first: Vec<u8>,
+}
+
+impl Facts {
+    fn reached(&self) -> Reached {
+        let hello = match *self.first {
+            // The record of a handshake, and in it the length of a ServerHello.
+            [22, _, _, _, _, 2, a, b, c, ..] => Some(u32::from_be_bytes([0, a, b, c])),
+            _ => None,
+        };
+        let has_hello = |length: u32| u32::try_from(self.received).is_ok_and(|n| n >= length + 9);
+        match (self.wrote.is_some(), self.received) {
+            (false, 0) => Reached::Nothing,
+            (true, 0) => Reached::ClientHello,
+            _ if self.answered => Reached::ClientFlight,
+            _ if hello.is_some_and(has_hello) => Reached::ServerHello,
+            _ => Reached::FirstByte,
+        }
+    }
+
+    /// Makes an error of the library, or of the connection, one of ours.
+    fn explain(&self, error: io::Error) -> HandshakeError {
+        let reached = self.reached();
+        if self
+            .first
+            .first()
+            .is_some_and(|kind| !(20..=23).contains(kind))
+        {
+            return HandshakeError::NotTls {
+                first: self.first.clone(),
+            };
+        }
+        let tls = error.get_ref().and_then(|error| error.downcast_ref());
+        if let Some(tls) = tls {
+            return of_library(tls, reached);
+        }
+        let source = error;
+        if source.kind() == io::ErrorKind::UnexpectedEof {
+            HandshakeError::Closed { reached }
+        } else if reset_behind(&source).is_some() {
+            HandshakeError::Reset {
+                reached,
+                since_write: self.wrote.map(|wrote| wrote.elapsed()),
+                source,
+            }
+        } else {
+            HandshakeError::Broken { reached, source }
+        }
+    }
+}
+
+fn of_library(error: &rustls::Error, reached: Reached) -> HandshakeError {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library's list may grow, and what is left is about what the server sent"
+    )]
+    match error {
+        rustls::Error::AlertReceived(alert) => HandshakeError::Alert {
+            alert: Alert(u8::from(*alert)),
+            reached,
+        },
+        rustls::Error::PeerIncompatible(why) => match why {
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled => HandshakeError::Version,
+            PeerIncompatible::ServerRejectedEncryptedClientHello(_) => HandshakeError::Ech,
+            _ => HandshakeError::Cipher,
+        },
+        rustls::Error::PeerMisbehaved(why) => match why {
+            PeerMisbehaved::AttemptedDowngradeToTls12WhenTls13IsSupported => {
+                HandshakeError::Downgrade
+            }
+            PeerMisbehaved::SelectedUnofferedApplicationProtocol => HandshakeError::Alpn,
+            PeerMisbehaved::SelectedUnofferedCipherSuite
+            | PeerMisbehaved::SelectedUnofferedKxGroup
+            | PeerMisbehaved::SelectedUnusableCipherSuiteForVersion => HandshakeError::Cipher,
+            _ => HandshakeError::Protocol(error.clone()),
+        },
+        rustls::Error::InvalidEncryptedClientHello(_) => HandshakeError::Ech,
+        rustls::Error::NoApplicationProtocol => HandshakeError::Alpn,
+        rustls::Error::General(_)
+        | rustls::Error::FailedToGetCurrentTime
+        | rustls::Error::FailedToGetRandomBytes
+        | rustls::Error::EncryptError => HandshakeError::Own(error.clone()),
+        _ => HandshakeError::Protocol(error.clone()),
+    }
+}
+
+/// A connection whose handshake is watched; behind it the connection itself and nothing more.
+#[derive(Debug)]
+pub struct Watched<S> {
+    io: S,
+    facts: Option<Arc<Mutex<Facts>>>,
+}
+
+impl<S> Watched<S> {
+    fn note(&self, note: impl FnOnce(&mut Facts)) {
+        if let Some(facts) = &self.facts {
+            note(&mut facts.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let new = buf.filled().get(before..).unwrap_or_default();
+        self.note(|facts| {
+            facts.received += new.len();
+            let room = FIRST_BYTES - facts.first.len();
+            facts.first.extend(new.iter().take(room));
+        });
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.note(|facts| {
+            facts.wrote = Some(Instant::now());
+            // A lone "change cipher spec" is for middleboxes only (RFC 8446, appendix D.4).
+            facts.answered |= facts.received > 0 && buf.first() != Some(&20);
+        });
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+fn escaped(first: &[u8]) -> String {
+    let line = first.split(|byte| matches!(byte, b'\r' | b'\n')).next();
+    format!("\"{}\"", line.unwrap_or_default().escape_ascii())
+}
+
+/// What is wrong with a certificate, shortest first: it stands in a reason phrase.
+fn wrong_with(judgement: &Judgement) -> String {
+    let Judgement {
+        subject, issuer, ..
+    } = judgement;
+    let day = |moment: Option<Timestamp>| {
+        moment.map_or_else(|| "a day that cannot be read".to_owned(), |m| m.to_string())
+    };
+    match judgement.verdict {
+        Verdict::Valid => format!("the certificate of {subject} is valid"),
+        Verdict::SelfSigned => format!("the certificate is signed by its own key: {subject}"),
+        Verdict::UnknownIssuer => format!("the certificate's issuer is not trusted: {issuer}"),
+        Verdict::IncompleteChain => {
+            format!("the server does not send the certificate of its issuer: {issuer}")
+        }
+        Verdict::Expired | Verdict::NotYetValid if judgement.is_above => {
+            format!("a certificate above the server's own is out of its time: {issuer}")
+        }
+        Verdict::Expired => format!("the certificate expired at {}", day(judgement.not_after)),
+        Verdict::NotYetValid => {
+            format!(
+                "the certificate is valid from {} on",
+                day(judgement.not_before)
+            )
+        }
+        Verdict::NameMismatch if judgement.names.is_empty() => {
+            format!("the certificate names no host: {subject}")
+        }
+        Verdict::NameMismatch => format!("the certificate is for {}", judgement.names.join(", ")),
+        Verdict::Revoked => format!("the certificate is revoked: {subject}"),
+        Verdict::WrongPurpose => format!("the certificate is not for servers: {subject}"),
+        Verdict::CaAsLeaf => format!("the server's own certificate is a CA's: {subject}"),
+        Verdict::Weak => format!("the certificate's signature is too weak: {subject}"),
+        Verdict::Malformed if subject.is_empty() => "the certificate cannot be read".to_owned(),
+        Verdict::Malformed => format!("the certificate, or its signature, is broken: {subject}"),
+        Verdict::KnownInterceptor => {
+            let product = judgement.interceptor.unwrap_or("a product");
+            format!("the certificate is made by {product}, which opens TLS: {issuer}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+
+    use super::super::trust::tests::ca;
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3);
+
+    /// Shakes hands as `a.example` wants it with whatever `server` is.
+    async fn meet<F: Future>(
+        roots: Roots,
+        server: impl FnOnce(DuplexStream) -> F,
+    ) -> (Result<Established<DuplexStream>, HandshakeError>, F::Output) {
+        let (near, far) = duplex(64 * 1024);
+        let host = Host::parse("a.example").unwrap();
+        let roots = Arc::new(roots);
+        tokio::join!(handshake(near, &host, &roots, LIMIT), server(far))
+    }
+
+    /// Takes the ClientHello and says `words`; then it falls silent, or ends.
+    async fn say(mut far: DuplexStream, words: &[u8], then_ends: bool) -> Option<DuplexStream> {
+        let mut hello = [0; 5];
+        far.read_exact(&mut hello).await.unwrap();
+        let mut rest = vec![0; usize::from(u16::from_be_bytes([hello[3], hello[4]]))];
+        far.read_exact(&mut rest).await.unwrap();
+        far.write_all(words).await.unwrap();
+        (!then_ends).then_some(far)
+    }
+
+    /// A ServerHello in one record, without extensions, that chooses a version and an RSA suite of TLS 1.2.
+    fn server_hello(version: u8, random: [u8; 32]) -> Vec<u8> {
+        let mut body = vec![3, version];
+        body.extend(random);
+        body.extend([0, 0xc0, 0x2f, 0]);
+        let mut hello = vec![2, 0, 0, u8::try_from(body.len()).unwrap()];
+        hello.extend(body);
+        let mut record = vec![22, 3, 3, 0, u8::try_from(hello.len()).unwrap()];
+        record.extend(hello);
+        record
+    }
+
+    async fn fails(words: &[u8], then_ends: bool) -> HandshakeError {
+        let (outcome, _far) = meet(Roots::of([]), |far| say(far, words, then_ends)).await;
+        outcome.unwrap_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silence_is_told_by_how_far_it_came() {
+        let hello = server_hello(3, [7; 32]);
+        let cases: [(&[u8], Reached); 3] = [
+            (b"", Reached::ClientHello),
+            (&hello[..20], Reached::FirstByte),
+            (&hello, Reached::ServerHello),
+        ];
+        for (words, expected) in cases {
+            let error = fails(words, false).await;
+            let HandshakeError::TimedOut { reached, after, .. } = error else {
+                panic!("{error:?}");
+            };
+            assert_eq!((reached, after), (expected, LIMIT));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_by_how_far_it_came() {
+        let hello = server_hello(3, [7; 32]);
+        let cases: [(&[u8], Reached); 3] = [
+            (b"", Reached::ClientHello),
+            (&hello[..20], Reached::FirstByte),
+            (&hello, Reached::ServerHello),
+        ];
+        for (words, expected) in cases {
+            let error = fails(words, true).await;
+            let HandshakeError::Closed { reached } = error else {
+                panic!("{error:?}");
+            };
+            assert_eq!(reached, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_tls_is_quoted() {
+        for words in ["HTTP/1.1 400 Bad Request\r\n\r\nno", "-"] {
+            let error = fails(words.as_bytes(), true).await;
+            assert!(matches!(error, HandshakeError::NotTls { .. }), "{error:?}");
+            let line = words.lines().next().unwrap();
+            assert!(error.to_string().ends_with(&format!("{line:?}")), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn alerts_and_mismatches_are_told_apart() {
+        let error = fails(&[21, 3, 3, 0, 2, 2, 112], true).await;
+        assert!(
+            matches!(
+                error,
+                HandshakeError::Alert {
+                    alert: Alert(112),
+                    reached: Reached::FirstByte
+                }
+            ),
+            "{error:?}"
+        );
+        let error = fails(&server_hello(1, [7; 32]), true).await;
+        assert!(matches!(error, HandshakeError::Version), "{error:?}");
+        let mut random = [7; 32];
+        random[24..].copy_from_slice(b"DOWNGRD\x01");
+        let error = fails(&server_hello(3, random), true).await;
+        assert!(matches!(error, HandshakeError::Downgrade), "{error:?}");
+        let error = fails(&[22, 3, 3, 0, 4, 99, 0, 0, 0], true).await;
+        assert!(matches!(error, HandshakeError::Protocol(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_handshake_offers_h2_names_the_host_and_ends_in_order() {
+        let ca = ca("mitmproxy");
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &ca).unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![leaf.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let serve = async |far| {
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            let stream = acceptor.accept(far).await.unwrap();
+            let (_, server) = stream.get_ref();
+            assert_eq!(server.server_name(), Some("a.example"));
+            assert_eq!(server.alpn_protocol(), Some(&b"h2"[..]));
+            stream
+        };
+        let (met, mut server) = meet(Roots::of([ca.der().clone()]), serve).await;
+        let established = met.unwrap();
+        // Its root is installed: the product is named, and nothing fails.
+        assert_eq!(established.judgement.verdict, Verdict::KnownInterceptor);
+        let (end, ()) = tokio::join!(
+            async {
+                let end = server.read(&mut [0; 1]).await.unwrap();
+                server.shutdown().await.unwrap();
+                end
+            },
+            established.close()
+        );
+        assert_eq!(end, 0);
+    }
+}
