@@ -1080,6 +1080,16 @@ fn whose_reset_it_was_on_a_long_way() {
             .known()
             .often()
             .gives(&["tls.reset_after_client_hello"], "origin"),
+        row("unread-close-late", tls::closes_without_reading)
+            .known()
+            .often()
+            .late(300)
+            .gives(&["tls.reset_after_client_hello"], "origin"),
+        row("a-byte-then-reset-late", tls::resets_after_a_byte)
+            .known()
+            .often()
+            .late(300)
+            .gives(&["tls.reset_after_client_hello"], "origin"),
         // The one of the server's own that looks forged: its ClientHello is on the way. Close behind the connection it
         // may as well be there in time.
         row("reset-on-accept", wire::reset)
