@@ -15,6 +15,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::cause::{Cause, Kind, Phase};
+use crate::memory::Earlier;
 use crate::net::connect::{ConnectError, Icmp, Outcome};
 use crate::net::resolve::{Doubt, Extended, ResolveError, Unresolved};
 use crate::net::socket::Departure;
@@ -40,6 +41,14 @@ pub enum Failure {
     /// The request came back to us.
     #[error("{0}")]
     Loop(LoopSign),
+    /// The target failed too often lately.
+    #[error("{target} failed too often lately, the last time with {earlier}")]
+    CircuitOpen {
+        /// The target.
+        target: String,
+        /// The last failure.
+        earlier: Earlier,
+    },
     /// More connections are open than the limit allows.
     #[error("{limit} connections are open, as many as the limit allows")]
     Connections {
@@ -492,6 +501,7 @@ pub fn classify(failure: &Failure) -> Cause {
             DeniedBy::GuardPort | DeniedBy::NeverPort => Kind::PolicyDeniedPort,
         },
         Failure::Loop(_) => Kind::ProxyLoop,
+        Failure::CircuitOpen { .. } => Kind::ProxyCircuitOpen,
         Failure::Connections { .. } => Kind::ProxyLimitConnections,
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),

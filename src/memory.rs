@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::observe::Observe;
+use crate::policy::Circuit;
 use crate::record::{Outcome, Record};
 use crate::timeouts::Brief;
 use recent::{Failed, Recent};
@@ -75,21 +76,20 @@ impl Memory {
         target.is_some_and(|target| target.is_fine_by(hop, now))
     }
 
-    /// Whether a target failed at least `fails` times `within` a time, with no success between, the last time less than
-    /// `open` ago: that last failure.
+    /// Whether a target failed as often as a circuit allows, with no success between, and lately: that last failure.
     pub fn is_open(
         &self,
         host: &str,
         port: u16,
-        (fails, within, open): (u32, Duration, Duration),
+        circuit: &Circuit,
         now: Timestamp,
     ) -> Option<Earlier> {
         let mut recent = self.recent();
         let target = recent.target(host, port)?;
         let last = target.last_failure()?;
         let ago = since(last.at, now);
-        let counted = target.failures_within(last.at, within);
-        (ago <= open && counted >= fails as usize).then(|| earlier(last, ago))
+        let counted = target.failures_within(last.at, circuit.within);
+        (ago <= circuit.open && counted >= circuit.fails as usize).then(|| earlier(last, ago))
     }
 }
 

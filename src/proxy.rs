@@ -134,7 +134,9 @@ impl Proxy {
         match served {
             Ok(Served::Tunnel(agreed)) => {
                 exchange.answered(agreed.response.status());
-                caller.becomes(Tunnel::new(agreed.ends, exchange));
+                let roots = self.roots.clone();
+                let tunnel = Tunnel::new(agreed.ends, exchange, roots, self.tracker.clone());
+                caller.becomes(tunnel);
                 agreed.response.map(|()| Answer::Whole(None, open))
             }
             Ok(Served::Answer(answered)) => answered.into_response(exchange, &caller.socket, open),
@@ -192,6 +194,7 @@ impl Proxy {
             };
             let (decided, plan) =
                 decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
+            self.check_circuit(&snapshot, &target)?;
             let way = snapshot.route(decided.route);
             let conn = self
                 .open(way, &plan, decided.preflight, exchange.trail())
@@ -230,6 +233,22 @@ impl Proxy {
             }
         }
         way.dial(plan, trail).await
+    }
+
+    /// Refuses a target that failed too often lately, where the policy wants that.
+    fn check_circuit(&self, snapshot: &Snapshot, target: &Target) -> Result<(), Failure> {
+        let Some(circuit) = &snapshot.policy.circuit else {
+            return Ok(());
+        };
+        let host = target.host.to_string();
+        let now = Timestamp::now();
+        match self.memory.is_open(&host, target.port, circuit, now) {
+            None => Ok(()),
+            Some(earlier) => Err(Failure::CircuitOpen {
+                target: target.to_string(),
+                earlier,
+            }),
+        }
     }
 
     /// Holds an upstream's refusal against what it let pass lately: a host at 443 only.

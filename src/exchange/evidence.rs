@@ -30,7 +30,10 @@ pub(super) fn tell(ending: &Ending, record: &mut Record) {
     }
     if matches!(tls.speech, Speech::Tls | Speech::Answered(_)) {
         record.tls_ms = tls.took.map(millis);
-        let told = self::tls(tls, record.server_address.as_deref());
+        let mut told = self::tls(tls, record.server_address.as_deref());
+        if let Some(judgement) = &ending.certificate {
+            tell_certificate(judgement, &mut told);
+        }
         record.notes.extend(notes(tls, &told));
         record.tls = Some(Box::new(told));
     }

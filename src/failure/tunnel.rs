@@ -13,6 +13,7 @@ use crate::relay::{End, Reason};
 use crate::timeouts::Brief;
 use crate::tls::hello::ClientHello;
 use crate::tls::ledger::{Facts, Reply, Speech, State};
+use crate::tls::trust::Judgement;
 
 /// A silence after which a broken tunnel is told from one that broke in mid-flow.
 const IDLE: Duration = Duration::from_secs(30);
@@ -27,6 +28,12 @@ const RESENT: u32 = 2;
 const TOO_SOON: f64 = 0.7;
 /// From [`TOO_SOON`] to this many round trips behind the connection a reset may be an answer to the connection itself.
 const TOO_LATE: f64 = 1.3;
+
+/// What the kernel's coarse clock may be off by, over two of its marks.
+const TICKS: Duration = Duration::from_millis(10);
+
+/// How late we may hear of a reset without thinking anything of it.
+const LATENESS: Duration = Duration::from_millis(5);
 
 /// The end of a tunnel with all that was seen of it.
 #[derive(Debug)]
@@ -46,6 +53,8 @@ pub struct Ending {
     /// Whether the far end of the server's connection is the target itself. Where it is an upstream, packets tell of the way
     /// to that one only.
     pub is_end_to_end: bool,
+    /// What the server's certificate is worth, where the client did not go on with it and it was in the clear.
+    pub certificate: Option<Judgement>,
 }
 
 /// What is known of a reset by the server's side.
@@ -67,15 +76,27 @@ impl Forensics {
     /// What a connection shows at its reset, so long behind our last write and behind the connection.
     pub fn of(info: TcpInfo, since_write: Option<Duration>, since_connect: Duration) -> Self {
         let ratio = |after: Duration| Some(after.as_secs_f64() / info.min_rtt?.as_secs_f64());
-        let connect_rtt_ratio = ratio(since_connect);
+        // Where we learned late of the connection, the kernel knows how old it was when we wrote.
+        let by_kernel = info.connected_before_sent().zip(since_write);
+        let by_kernel = by_kernel.map(|(before, since)| before + since);
+        let (since_connect, slack) = match by_kernel {
+            Some(age) if age > since_connect + TICKS => (age, TICKS),
+            _ => (since_connect, Duration::ZERO),
+        };
         let is_acked = info.is_all_acked();
-        let accept_race = !is_acked
-            && connect_rtt_ratio.is_none_or(|ratio| (TOO_SOON..=TOO_LATE).contains(&ratio));
+        let may_race = info.min_rtt.is_none_or(|rtt| {
+            let soonest = rtt.mul_f64(TOO_SOON).saturating_sub(slack);
+            let latest = rtt.mul_f64(TOO_LATE) + slack;
+            // Later than anything on the way would answer to what we sent: we heard of it late, and measured nothing.
+            let is_late = since_write.is_some_and(|since| since > rtt.mul_f64(TOO_LATE) + LATENESS);
+            is_late || (soonest..=latest).contains(&since_connect)
+        });
+        let accept_race = !is_acked && may_race;
         Self {
             is_acked,
             is_unacked: info.is_none_acked(),
             rtt_ratio: since_write.and_then(ratio),
-            connect_rtt_ratio,
+            connect_rtt_ratio: ratio(since_connect),
             accept_race,
         }
     }
@@ -344,6 +365,15 @@ impl fmt::Display for Ending {
         }
         if self.tls.speech == Speech::Tls && self.tls.state < State::T7 {
             write!(f, "; {}", self.handshake())?;
+        }
+        if let Some(judgement) = &self.certificate {
+            write!(
+                f,
+                "; the certificate of {} by {} is {} here",
+                judgement.subject,
+                judgement.issuer,
+                judgement.verdict.as_str()
+            )?;
         }
         if let Some(alert) = self.tls.client_alert {
             write!(f, "; alert {alert} of the client")?;

@@ -18,6 +18,9 @@ const MOST: usize = 4096;
 /// Things kept for one entry.
 const FEW: usize = 16;
 
+/// Failures kept for one target: as many as a circuit may be set to count.
+const FAILURES: usize = 1000;
+
 /// For how long what was seen counts.
 pub(super) const WINDOW: Duration = Duration::from_mins(10);
 
@@ -185,7 +188,10 @@ impl TargetStory {
                 hop: record.hop.clone(),
                 at: record.end,
             };
-            push(&mut self.failures, failed);
+            self.failures.push_back(failed);
+            if self.failures.len() > FAILURES {
+                self.failures.pop_front();
+            }
         }
         for ip in failing_addresses(record) {
             if let Some((_, clients, _)) = self.address(ip)

@@ -324,9 +324,13 @@ fn a_failure_is_mentioned_to_the_next_one_until_a_success() {
 #[test]
 fn a_circuit_opens_at_its_count_and_closes_with_time_or_success() {
     let mut bench = Bench::new();
-    let rule = (2, Duration::from_mins(1), Duration::from_secs(30));
+    let rule = Circuit {
+        fails: 2,
+        within: Duration::from_mins(1),
+        open: Duration::from_secs(30),
+    };
     let is_open = |bench: &Bench| {
-        let open = bench.memory.is_open("a.example", 443, rule, bench.now);
+        let open = bench.memory.is_open("a.example", 443, &rule, bench.now);
         open.map(|earlier| earlier.cause)
     };
     bench.take(failed("a.example", "connect.timeout"));

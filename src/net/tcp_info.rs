@@ -124,6 +124,10 @@ pub struct TcpInfo {
     pub rcv_mss: u32,
     /// The window that the peer offers, in bytes.
     pub peer_window: u32,
+    /// Since the last data was sent, to the tick of the kernel's clock (1 to 10 ms).
+    pub since_sent: Duration,
+    /// Since the last acknowledgement came, likewise; that of the SYN is one, a reset is none.
+    pub since_acked: Duration,
 }
 
 impl TcpInfo {
@@ -135,6 +139,14 @@ impl TcpInfo {
     /// Whether the peer acknowledged all that was sent.
     pub fn is_all_acked(&self) -> bool {
         self.bytes_acked > self.payload_sent()
+    }
+
+    /// From the connection to the data that was sent on it, by the kernel's own clock: exact to some ticks however late the
+    /// process learned of the connection. `None` where the peer acknowledged more than the SYN, or data was sent again.
+    pub fn connected_before_sent(&self) -> Option<Duration> {
+        let is_simple = self.is_none_acked() && self.retransmissions == 0 && self.bytes_sent > 0;
+        let waited = self.since_acked.checked_sub(self.since_sent)?;
+        is_simple.then_some(waited)
     }
 
     /// Whether the peer acknowledged nothing behind the SYN.
@@ -169,6 +181,8 @@ impl TcpInfo {
             pmtu: raw.pmtu,
             rcv_mss: raw.rcv_mss,
             peer_window: raw.snd_wnd,
+            since_sent: Duration::from_millis(raw.last_data_sent.into()),
+            since_acked: Duration::from_millis(raw.last_ack_recv.into()),
         })
     }
 }

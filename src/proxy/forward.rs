@@ -64,6 +64,7 @@ impl Proxy {
         };
         let (decided, plan) =
             decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
+        self.check_circuit(&snapshot, &target)?;
         let asked_in = parts.version;
         let wishes = headers::prepare(&mut parts, &self.identity.pseudonym)?;
         if wishes.ends_here {

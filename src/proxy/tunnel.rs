@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::cause::Phase;
 use crate::exchange::Exchange;
@@ -12,14 +15,18 @@ use crate::failure::tunnel::Ending;
 use crate::net::socket::Socket;
 use crate::net::tcp_info::TcpInfo;
 use crate::relay::{self, Early, End, Reason, Watch, relay};
+use crate::target::Host;
 use crate::timeouts::{HALF_CLOSED_IDLE, TCP_KEEPALIVE, Timeouts};
-use crate::tls::ledger::Ledger;
+use crate::tls::ledger::{Facts, Ledger};
+use crate::tls::trust::{Judgement, Roots};
 
 /// A way that stands, and waits for the client's end of the connection.
 #[derive(Debug)]
 pub struct Tunnel {
     ends: Ends,
     exchange: Exchange,
+    roots: Arc<Roots>,
+    tracker: TaskTracker,
 }
 
 /// The server's side of a tunnel.
@@ -37,8 +44,13 @@ pub struct Ends {
 
 impl Tunnel {
     /// A tunnel that `exchange` tells of.
-    pub fn new(ends: Ends, exchange: Exchange) -> Self {
-        Self { ends, exchange }
+    pub fn new(ends: Ends, exchange: Exchange, roots: Arc<Roots>, tracker: TaskTracker) -> Self {
+        Self {
+            ends,
+            exchange,
+            roots,
+            tracker,
+        }
     }
 
     /// Relays until both directions have ended, or one cannot go on. `behind` is what the client sent behind its
@@ -55,6 +67,8 @@ impl Tunnel {
                     timeouts,
                 },
             exchange,
+            roots,
+            tracker,
         } = self;
         let early = Early {
             from_client: behind,
@@ -88,7 +102,11 @@ impl Tunnel {
         if matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
             reset(&client);
         }
-        exchange.end(witness.ending(end, is_end_to_end));
+        let mut ending = witness.ending(end, is_end_to_end);
+        if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
+            ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
+        }
+        exchange.end(ending);
     }
 }
 
@@ -144,6 +162,7 @@ impl Witness {
             since_write: self.last_write.map(|last| moment.at - last),
             since_connect: moment.at - self.server.since(),
             is_end_to_end,
+            certificate: None,
         }
     }
 }
@@ -169,6 +188,27 @@ impl Watch for Witness {
     fn is_final(&self, reason: &Reason) -> bool {
         matches!(reason, Reason::ClientFin) && self.ledger.is_unfinished()
     }
+}
+
+/// Judges the certificates that a client did not go on with, by the name that it asked for. Beside the runtime: signatures
+/// are checked, and the first time roots are read.
+async fn judge(
+    facts: &Facts,
+    exchange: &Exchange,
+    roots: Arc<Roots>,
+    tracker: &TaskTracker,
+) -> Option<Judgement> {
+    let hello = facts.client_hello.as_ref();
+    let asked = hello.and_then(|hello| hello.server_name.as_deref());
+    let name = asked.or(exchange.target().map(|(host, _)| host))?;
+    let name = Host::parse(name).ok()?;
+    let chain: Vec<_> = facts
+        .chain
+        .iter()
+        .map(|der| CertificateDer::from(der.clone()))
+        .collect();
+    let judged = tracker.spawn_blocking(move || roots.judge(&chain, &name, Timestamp::now()));
+    judged.await.ok()
 }
 
 fn reset(socket: &Socket) {
