@@ -28,7 +28,7 @@ const NEAR_CLIENT: u64 = 20;
 const NEAR_SERVER: u64 = 80;
 
 /// A reset that a firewall sent at once, and that was heard of so many milliseconds later, was heard of late.
-const LATE_MS: f64 = 5.0;
+const LATE_MS: f64 = 1.0;
 
 /// A row's clients at one time.
 const SIDE_BY_SIDE: usize = 4;
