@@ -361,9 +361,6 @@ causes! {
     HttpHeaderTooLarge: "http.header_too_large", Origin, Some(502), Certain, Some("http_response_header_section_size"),
         "the head of the answer is over the limit",
         "the head of the origin's answer is over the limit";
-    HttpTransferCoding: "http.transfer_coding", Origin, Some(502), Certain, Some("http_response_transfer_coding"),
-        "the answer's body is framed in a way that is not passed on",
-        "the origin must send a length or chunks";
     HttpCaptivePortal: "http.captive_portal", Network, Some(511), Certain, Some("http_protocol_error"),
         "511 (network authentication required)",
         "log in to the network first";
