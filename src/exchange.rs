@@ -277,9 +277,9 @@ impl Exchange {
     }
 
     /// Ends as a tunnel ended.
-    pub fn end(mut self, ending: Ending) {
+    pub fn end(mut self, ending: Box<Ending>) {
         evidence::tell(&ending, &mut self.open_mut().record);
-        let failure = Failure::Tunnel(Box::new(ending));
+        let failure = Failure::Tunnel(ending);
         let cause = classify(&failure);
         if cause.is_success() {
             self.close(Some(cause), None);

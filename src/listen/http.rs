@@ -67,15 +67,14 @@ pub(super) async fn serve(
 ) {
     // In a box, so that a tunnel, which may stay for hours, does not keep the room that HTTP needed.
     let http = Box::pin(speak(&proxy, &socket, &presence, closing));
-    match http.await {
-        Next::Drop => {}
-        Next::Tunnel(tunnel, behind) => {
-            drop((proxy, presence));
-            tunnel.run(socket, behind).await;
-        }
-        Next::Refuse(failure) => refuse(&proxy, &presence, socket, failure).await,
-        Next::Linger => linger(socket).await,
-    }
+    let tunnel = match http.await {
+        Next::Tunnel(tunnel, behind) => tunnel.run(socket, behind),
+        Next::Refuse(failure) => return refuse(&proxy, &presence, socket, failure).await,
+        Next::Linger => return linger(socket).await,
+        Next::Drop => return,
+    };
+    drop((proxy, presence));
+    tunnel.await;
 }
 
 /// Speaks HTTP for as long as it lasts.

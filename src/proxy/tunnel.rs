@@ -107,7 +107,7 @@ impl Tunnel {
             if matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
                 reset(&client);
             }
-            let mut ending = witness.ending(end, is_end_to_end);
+            let mut ending = Box::new(witness.ending(end, is_end_to_end));
             if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
                 ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
             }
