@@ -66,6 +66,13 @@ impl Pipe {
         })
     }
 
+    /// How many are lent.
+    #[cfg(test)]
+    pub(crate) fn lent() -> usize {
+        let pool = pool();
+        pool.open - pool.free.len()
+    }
+
     /// How many bytes it holds.
     pub fn held(&self) -> usize {
         self.held
@@ -112,4 +119,49 @@ impl Ends {
 
 fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::net::socket::tests::pair;
+
+    #[tokio::test]
+    async fn bytes_and_the_end_pass_from_socket_to_socket() {
+        let (mut client, from) = pair().await;
+        let (to, mut server) = pair().await;
+        client.write_all(b"over there").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut pipe = Pipe::borrow().unwrap();
+        let fill = std::future::poll_fn(|cx| from.poll_fill(cx, &mut pipe)).await;
+        assert_eq!(fill.unwrap(), 10);
+        while pipe.held() > 0 {
+            std::future::poll_fn(|cx| to.poll_drain(cx, &mut pipe))
+                .await
+                .unwrap();
+        }
+        let fill = std::future::poll_fn(|cx| from.poll_fill(cx, &mut pipe)).await;
+        assert_eq!(fill.unwrap(), 0);
+        let mut heard = [0; 10];
+        server.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"over there");
+    }
+
+    #[tokio::test]
+    async fn there_are_only_so_many_and_each_comes_back() {
+        let all: Vec<_> = std::iter::from_fn(Pipe::borrow).collect();
+        assert!(all.len() <= MOST && pool().open == MOST);
+        drop(all);
+        let (mut peer, ours) = pair().await;
+        peer.write_all(b"unsent").await.unwrap();
+        let mut pipe = Pipe::borrow().unwrap();
+        let fill = std::future::poll_fn(|cx| ours.poll_fill(cx, &mut pipe)).await;
+        assert_eq!(fill.unwrap(), 6);
+        // Nobody else may find those bytes.
+        drop(pipe);
+        assert!(pool().open < MOST);
+        assert!(Pipe::borrow().is_some_and(|pipe| pipe.held() == 0));
+    }
 }
