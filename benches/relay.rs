@@ -47,7 +47,6 @@ impl Watch for Eyes {
 
 /// Two ends of a connection; the second one for the relay.
 fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
-    #[expect(clippy::disallowed_methods, reason = "a peer of the bench's own")]
     let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let near = listener.accept().unwrap().0;
     near.set_nonblocking(true).unwrap();

@@ -22,7 +22,7 @@ pub use self::meter::Meter;
 use self::way::{Broken, Way, with_scratch};
 use crate::net::socket::Socket;
 
-/// An end of a relay.
+/// An end of a relay. What is written to it needs no flush.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {
     /// The socket that it is, where it is one: between two sockets the kernel carries what nobody watches.
     fn socket(&self) -> Option<&Socket>;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
@@ -353,14 +354,15 @@ async fn where_no_pipe_is_left_bytes_are_copied() {
 }
 
 /// A tunnel through which the server pours until `stop` of its bytes have come to the client.
-async fn pour(stop: usize) -> (TcpStream, TcpStream, tokio::task::JoinHandle<(End, Meter)>) {
+async fn pour(stop: usize) -> (TcpStream, TcpStream, JoinSet<(End, Meter)>) {
     let (mut client, mut near) = connection().await;
     let (mut server, mut far) = connection().await;
     let limits = Limits {
         idle: Duration::from_secs(1),
         ..LIMITS
     };
-    let running = tokio::spawn(async move {
+    let mut running = JoinSet::new();
+    running.spawn(async move {
         let meter = Meter::new();
         let early = Early::default();
         let end = relay(&mut near, &mut far, early, &limits, &meter, &mut Nobody).await;
@@ -369,7 +371,7 @@ async fn pour(stop: usize) -> (TcpStream, TcpStream, tokio::task::JoinHandle<(En
     let mut heard = vec![0; stop];
     let pouring = async {
         loop {
-            server.write_all(&[7; 64 << 10]).await.unwrap();
+            server.write_all(&[7; 16 << 10]).await.unwrap();
         }
     };
     tokio::select! {
@@ -381,14 +383,14 @@ async fn pour(stop: usize) -> (TcpStream, TcpStream, tokio::task::JoinHandle<(En
 
 #[tokio::test]
 async fn a_client_that_stops_reading_bulk_is_what_is_waited_for() {
-    let (client, mut server, running) = pour(SIZE).await;
+    let (client, mut server, mut running) = pour(SIZE).await;
     let stuck = timeout(Duration::from_millis(500), async {
         loop {
-            server.write_all(&[7; 64 << 10]).await.unwrap();
+            server.write_all(&[7; 16 << 10]).await.unwrap();
         }
     });
     assert!(stuck.await.is_err());
-    let (end, meter) = in_time(REAL, running).await.unwrap();
+    let (end, meter) = in_time(REAL, running.join_next()).await.unwrap().unwrap();
     assert!(matches!(end.reason, Reason::Idle { .. }), "{end:?}");
     assert!(end.waiting.client_to_read && !end.waiting.server_to_answer);
     assert!(meter.down() >= SIZE as u64);
@@ -398,7 +400,7 @@ async fn a_client_that_stops_reading_bulk_is_what_is_waited_for() {
 #[tokio::test]
 async fn who_reset_bulk_is_told() {
     for is_client in [true, false] {
-        let (mut client, server, running) = pour(SIZE).await;
+        let (mut client, server, mut running) = pour(SIZE).await;
         let other = if is_client {
             reset(client);
             server
@@ -409,7 +411,7 @@ async fn who_reset_bulk_is_told() {
             drop(timeout(Duration::from_millis(200), client.read_to_end(&mut rest)).await);
             client
         };
-        let (end, _) = in_time(REAL, running).await.unwrap();
+        let (end, _) = in_time(REAL, running.join_next()).await.unwrap().unwrap();
         let told = (
             matches!(end.reason, Reason::ClientReset(_)),
             matches!(end.reason, Reason::ServerReset(_)),
@@ -421,7 +423,7 @@ async fn who_reset_bulk_is_told() {
 
 #[tokio::test]
 async fn a_tunnel_that_rests_has_no_pipe() {
-    let (mut client, server, running) = pour(SIZE).await;
+    let (mut client, server, mut running) = pour(SIZE).await;
     let mut rest = vec![0; SIZE];
     drop(timeout(Duration::from_millis(200), client.read_exact(&mut rest)).await);
     in_time(REAL, async {
@@ -431,8 +433,7 @@ async fn a_tunnel_that_rests_has_no_pipe() {
         }
     })
     .await;
-    assert!(!running.is_finished());
-    running.abort();
+    assert!(running.try_join_next().is_none());
     drop((client, server));
 }
 

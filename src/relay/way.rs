@@ -48,7 +48,6 @@ pub(super) struct Way {
     /// The last read was as long as it could be: what comes is worth a pipe.
     is_bulk: bool,
     stage: Stage,
-    needs_flush: bool,
     /// The end is not to be passed on.
     keeps_end: bool,
     has_moved: bool,
@@ -78,7 +77,6 @@ impl Way {
             pipe: None,
             is_bulk: false,
             stage: Stage::Flowing,
-            needs_flush: false,
             keeps_end: false,
             has_moved: false,
             written: 0,
@@ -152,13 +150,7 @@ impl Way {
                 Poll::Ready(Ok(0)) => self.stage = Stage::Ended,
                 Poll::Ready(Ok(_)) => self.has_moved = true,
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
-                Poll::Pending => {
-                    if self.needs_flush {
-                        ready!(Pin::new(writer).poll_flush(cx)).map_err(Broken::Write)?;
-                        self.needs_flush = false;
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
             }
         }
         cx.waker().wake_by_ref();
@@ -235,7 +227,6 @@ impl Way {
             Ok(0) => Err(Broken::Write(io::ErrorKind::WriteZero.into())),
             Ok(n) => {
                 self.has_moved = true;
-                self.needs_flush = true;
                 self.written += n as u64;
                 Ok(n)
             }
