@@ -1112,6 +1112,18 @@ fn whose_reset_it_was_on_a_long_way() {
             .often()
             .late(300)
             .gives(&["tls.reset_after_client_hello"], "origin"),
+        // A server that is slow to acknowledge, and resets before it has: whose reset it was cannot be told by that.
+        row("hello-then-reset-unacknowledged", |stream| {
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_tcp_quickack(false).unwrap();
+            tls::resets_after_the_hello(stream, Duration::ZERO);
+        })
+        .known()
+        .often()
+        .late(300)
+        .gives(&["tls.reset_after_client_hello"], "")
+        .whoever_it_was()
+        .also(json!({"egress.reset.last_write_acked": false})),
         // The one of the server's own that looks forged: its ClientHello is on the way. Close behind the connection it
         // may as well be there in time.
         row("reset-on-accept", wire::reset)
