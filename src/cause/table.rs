@@ -330,7 +330,7 @@ causes! {
     TlsDowngradeSentinel: "tls.downgrade_sentinel", Unknown, Some(502), Certain, Some("tls_protocol_error"),
         "a ServerHello below TLS 1.3 that carries the mark of a server that can 1.3, to a client that offered it",
         "something on the path strips TLS 1.3";
-    TlsEchRejected: "tls.ech_rejected", Origin, None, Certain, Some("tls_alert_received"),
+    TlsEchRejected: "tls.ech_rejected", Origin, Some(502), Certain, Some("tls_alert_received"),
         "alert 121 (ech_required)",
         "the ECH keys in DNS are out of date";
     TlsHandshakeTimeout: "tls.handshake_timeout", Unknown, Some(504), Certain, Some("connection_read_timeout"),
