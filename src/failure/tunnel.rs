@@ -467,9 +467,10 @@ mod tests {
     fn ending(state: State, reason: Reason, seconds: u64) -> Ending {
         Ending {
             end: End {
-                client: match reason {
-                    Reason::ClientFin => Close::Fin,
-                    _ => Close::Local,
+                client: if matches!(reason, Reason::ClientFin) {
+                    Close::Fin
+                } else {
+                    Close::Local
                 },
                 server: Close::Local,
                 reason,
