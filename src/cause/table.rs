@@ -247,7 +247,7 @@ causes! {
         "the client stopped in the middle of its ClientHello",
         "the client broke off: look at its side";
     TlsResetBeforeClientHello: "tls.reset_before_client_hello", Unknown, Some(502), Certain, Some("connection_terminated"),
-        "RST or FIN from the server's side before a byte of the client went out",
+        "RST or FIN from the server's side within 3 s, before a byte of the client went out",
         "the address or port is reset at once: a block by port, or an overloaded balancer";
     TlsResetAfterClientHello: "tls.reset_after_client_hello", Unknown, Some(502), Certain, Some("connection_terminated"),
         "RST behind a whole ClientHello, and no byte of the server",
