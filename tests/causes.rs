@@ -27,8 +27,9 @@ const ONE_WAY: u64 = 100;
 const NEAR_CLIENT: u64 = 20;
 const NEAR_SERVER: u64 = 80;
 
-/// A reset that a firewall sent at once, and that was heard of so many milliseconds later, was heard of late.
+/// A reset that a firewall sent at once, and that was heard of so many milliseconds and round trips later, was heard of late.
 const LATE_MS: f64 = 1.0;
+const LATE_RTT: f64 = 1.3;
 
 /// A row's clients at one time.
 const SIDE_BY_SIDE: usize = 4;
@@ -508,7 +509,9 @@ impl Row {
         }
         // Where the way takes no time, a reset that is heard of late says nothing of who sent it.
         let after = record["egress.reset.after_ms"].as_f64();
-        let is_heard_late = !self.firewall.is_empty() && after.is_some_and(|after| after > LATE_MS);
+        let rtt = record["egress.tcp.server.min_rtt_ms"].as_f64();
+        let late = LATE_MS + LATE_RTT * rtt.unwrap_or_default();
+        let is_heard_late = !self.firewall.is_empty() && after.is_some_and(|after| after > late);
         if is_heard_late {
             expect("egress.side", json!("unknown"));
         } else if let Some(side) = self.side {
