@@ -42,7 +42,27 @@ struct Open {
     started: Instant,
     trail: Trail,
     meter: Arc<Meter>,
-    record: Box<Record>,
+    request: Request,
+    /// Made when the end has come: it is large, and a tunnel may stay for hours.
+    record: Option<Box<Record>>,
+}
+
+/// What the request itself says, and what was decided on it.
+#[derive(Debug)]
+struct Request {
+    id: Uuid,
+    start: Timestamp,
+    action: Option<Action>,
+    method: Option<String>,
+    user_agent: Option<String>,
+    version: Option<&'static str>,
+    target: Option<(String, u16)>,
+    policy: Option<Arc<str>>,
+    rule: Option<Arc<str>>,
+    rule_source: Option<Arc<str>>,
+    would: Option<Arc<str>>,
+    route: Option<Arc<str>>,
+    status: Option<u16>,
 }
 
 /// What is known of a client's connection beside its bytes.
@@ -71,44 +91,50 @@ impl Presence {
     }
 }
 
-impl Exchange {
-    /// Opens the story of a request that begins now.
-    pub fn open(observer: Arc<dyn Observe>, presence: Arc<Presence>) -> Self {
-        let now = Timestamp::now();
-        let client = &presence.client;
-        let record = Box::new(Record {
+impl Request {
+    /// The record of it; what it says moves there.
+    fn record(&mut self, client: &Client) -> Box<Record> {
+        let target = self.target.take();
+        let is_forward = self.action == Some(Action::Forward);
+        let url = target.as_ref().filter(|_| is_forward);
+        let (url_domain, url_port) = (
+            url.map(|(host, _)| host.clone()),
+            url.map(|(_, port)| *port),
+        );
+        let (host, port) = target.unzip();
+        Box::new(Record {
             schema: record::SCHEMA,
-            timestamp: now,
-            id: Uuid::now_v7(),
+            timestamp: self.start,
+            id: self.id,
             event_kind: "event",
             event_category: ["network"],
-            action: None,
+            action: self.action,
             outcome: Outcome::Unknown,
             reason: None,
-            start: now,
-            end: now,
+            start: self.start,
+            end: self.start,
             duration_ns: 0,
             error_type: None,
             error_message: None,
             client_address: client.ip(),
             client_port: client.peer.port(),
-            user_agent: None,
-            method: None,
+            user_agent: self.user_agent.take(),
+            method: self.method.take(),
             resend_count: 0,
-            status: None,
-            url_scheme: None,
-            url_domain: None,
-            url_port: None,
-            server_address: None,
-            server_port: None,
+            status: self.status,
+            url_scheme: url_port.map(|_| "http"),
+            url_domain,
+            url_port,
+            server_address: host,
+            server_port: port,
             peer_address: None,
             peer_port: None,
             local_address: None,
             local_port: None,
             transport: "tcp",
             network_type: None,
-            protocol_name: None,
-            protocol_version: None,
+            protocol_name: self.version.map(|_| "http"),
+            protocol_version: self.version,
             source_bytes: 0,
             destination_bytes: 0,
             dns_question: None,
@@ -117,17 +143,17 @@ impl Exchange {
             phase: Phase::Client.as_str(),
             side: None,
             confidence: None,
-            rule: None,
-            rule_source: None,
-            would: None,
+            rule: self.rule.take(),
+            rule_source: self.rule_source.take(),
+            would: self.would.take(),
             code: None,
-            route: None,
+            route: self.route.take(),
             hop: None,
             attempts: Vec::new(),
             notes: Vec::new(),
             suspects: Vec::new(),
             ending: None,
-            policy: None,
+            policy: self.policy.take(),
             dns_ms: None,
             connect_ms: None,
             upstream_ms: None,
@@ -151,7 +177,36 @@ impl Exchange {
             idle_ms: None,
             idle_before_ms: None,
             hint: None,
-        });
+        })
+    }
+}
+
+impl Open {
+    fn record(&mut self) -> &mut Record {
+        let (request, client) = (&mut self.request, &self.presence.client);
+        self.record.get_or_insert_with(|| request.record(client))
+    }
+}
+
+impl Exchange {
+    /// Opens the story of a request that begins now.
+    pub fn open(observer: Arc<dyn Observe>, presence: Arc<Presence>) -> Self {
+        let now = Timestamp::now();
+        let request = Request {
+            id: Uuid::now_v7(),
+            start: now,
+            action: None,
+            method: None,
+            user_agent: None,
+            version: None,
+            target: None,
+            policy: None,
+            rule: None,
+            rule_source: None,
+            would: None,
+            route: None,
+            status: None,
+        };
         let meter = Arc::new(Meter::default());
         let trail = Trail::default();
         let started = Instant::now();
@@ -161,7 +216,8 @@ impl Exchange {
             started,
             trail,
             meter,
-            record,
+            request,
+            record: None,
         })))
     }
 
@@ -183,13 +239,13 @@ impl Exchange {
 
     /// The record's id.
     pub fn id(&self) -> Uuid {
-        self.open_ref().record.id
+        self.open_ref().request.id
     }
 
     /// The host and port that were asked for, once they are known.
     pub fn target(&self) -> Option<(&str, u16)> {
-        let record = &self.open_ref().record;
-        Some((record.server_address.as_deref()?, record.server_port?))
+        let (host, port) = self.open_ref().request.target.as_ref()?;
+        Some((host, *port))
     }
 
     /// Where facts are noted.
@@ -209,18 +265,17 @@ impl Exchange {
 
     /// Notes that a request arrived, before it is known whether it makes sense.
     pub fn asked(&mut self, parts: &http::request::Parts) {
-        let record = &mut self.open_mut().record;
+        let request = &mut self.open_mut().request;
         let is_connect = parts.method == http::Method::CONNECT;
-        record.action = Some(if is_connect {
+        request.action = Some(if is_connect {
             Action::Connect
         } else {
             Action::Forward
         });
-        record.method = Some(quote(parts.method.as_str()));
+        request.method = Some(quote(parts.method.as_str()));
         let agent = parts.headers.get(http::header::USER_AGENT);
-        record.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
-        record.protocol_name = Some("http");
-        record.protocol_version = Some(if parts.version == http::Version::HTTP_10 {
+        request.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
+        request.version = Some(if parts.version == http::Version::HTTP_10 {
             "1.0"
         } else {
             "1.1"
@@ -229,33 +284,26 @@ impl Exchange {
 
     /// Notes for what it asked.
     pub fn targets(&mut self, target: &Target) {
-        let record = &mut self.open_mut().record;
-        let host = target.host.to_string();
-        if record.action == Some(Action::Forward) {
-            record.url_scheme = Some("http");
-            record.url_domain = Some(host.clone());
-            record.url_port = Some(target.port);
-        }
-        record.server_address = Some(host);
-        record.server_port = Some(target.port);
+        let request = &mut self.open_mut().request;
+        request.target = Some((target.host.to_string(), target.port));
         self.trail().enter(Phase::Policy);
     }
 
     /// Notes what the policy says.
     pub fn decided(&mut self, policy: &Policy, decision: &Decision<'_>, route: Option<&Arc<str>>) {
-        let record = &mut self.open_mut().record;
-        record.policy = Some(policy.hash.clone());
+        let request = &mut self.open_mut().request;
+        request.policy = Some(policy.hash.clone());
         if let Some(rule) = decision.rule {
-            record.rule = Some(rule.name.clone());
-            record.rule_source = Some(rule.source.clone());
+            request.rule = Some(rule.name.clone());
+            request.rule_source = Some(rule.source.clone());
         }
-        record.would = decision.would.map(|would| would.name().into());
-        record.route = route.cloned();
+        request.would = decision.would.map(|would| would.name().into());
+        request.route = route.cloned();
     }
 
     /// Notes the status that the client gets.
     pub fn answered(&mut self, status: StatusCode) {
-        self.open_mut().record.status = Some(status.as_u16());
+        self.open_mut().request.status = Some(status.as_u16());
     }
 
     /// Ends well.
@@ -265,7 +313,7 @@ impl Exchange {
 
     /// Ends with the origin's own answer, which is a failure from 400 on.
     pub fn finish_answered(mut self) {
-        match self.open_ref().record.status {
+        match self.open_ref().request.status {
             Some(status @ 400..) => self.close_failed(&OriginError::Status(status).into()),
             _ => self.close(None, None),
         }
@@ -278,7 +326,7 @@ impl Exchange {
 
     /// Ends as a tunnel ended.
     pub fn end(mut self, ending: Box<Ending>) {
-        evidence::tell(&ending, &mut self.open_mut().record);
+        evidence::tell(&ending, self.open_mut().record());
         let failure = Failure::Tunnel(ending);
         let cause = classify(&failure);
         if cause.is_success() {
@@ -290,7 +338,7 @@ impl Exchange {
 
     fn close_failed(&mut self, failure: &Failure) {
         if let Failure::Denied(denied) = failure {
-            let record = &mut self.open_mut().record;
+            let record = self.open_mut().record();
             record.rule.get_or_insert_with(|| denied.rule.clone());
             record.code.clone_from(&denied.code);
             if record.rule_source.is_none() {
@@ -298,9 +346,9 @@ impl Exchange {
             }
         }
         if let Failure::Handshake(handshake) = failure {
-            evidence::tell_handshake(handshake, &mut self.open_mut().record);
+            evidence::tell_handshake(handshake, self.open_mut().record());
         }
-        self.open_mut().record.icmp = failure.icmp().map(|icmp| record::IcmpKeys {
+        self.open_mut().record().icmp = failure.icmp().map(|icmp| record::IcmpKeys {
             r#type: icmp.r#type,
             code: icmp.code,
             offender: icmp.offender,
@@ -311,13 +359,17 @@ impl Exchange {
 
     /// Emits the record; `told` is the message and the hint where they are not the cause's own.
     fn close(&mut self, cause: Option<Cause>, told: Option<(String, Option<Cow<'static, str>>)>) {
-        let Some(open) = self.0.take() else { return };
+        let Some(mut open) = self.0.take() else {
+            return;
+        };
+        let request = &mut open.request;
+        let mut record =
+            (open.record.take()).unwrap_or_else(|| request.record(&open.presence.client));
         let Open {
             observer,
             started,
             trail,
             meter,
-            mut record,
             ..
         } = *open;
         let story = trail.into_story();
