@@ -35,8 +35,8 @@ use drain::Drain;
 /// Connections that may be open when nobody says otherwise; fewer where the descriptors do not suffice.
 const DEFAULT_CONNECTIONS: u64 = 10_000;
 
-/// Descriptors for what is no connection: listeners, logs, the runtime.
-const SPARE_DESCRIPTORS: u64 = 128;
+/// Descriptors for what is no connection: listeners, logs, the runtime, and the pipes of tunnels.
+const SPARE_DESCRIPTORS: u64 = 128 + 2 * pipe::MOST as u64;
 
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: u32 = 1024;

@@ -120,10 +120,34 @@ impl Tunnel {
 
 /// Looks on while a tunnel is carried: follows the handshake, and asks the kernel at the first event.
 struct Witness {
-    ledger: Ledger,
+    handshake: Handshake,
     client: Socket,
     server: Socket,
     first: Option<Box<Moment>>,
+}
+
+/// A handshake that is followed, or what was seen of one that is over: a tunnel keeps no more than it tells.
+enum Handshake {
+    Followed(Box<Ledger>),
+    Over(Box<Facts>),
+}
+
+impl Handshake {
+    fn see(&mut self, look: impl FnOnce(&mut Ledger)) {
+        if let Self::Followed(ledger) = self {
+            look(ledger);
+            if ledger.is_over() {
+                *self = Self::Over(Box::new(ledger.facts()));
+            }
+        }
+    }
+
+    fn facts(self) -> Facts {
+        match self {
+            Self::Followed(ledger) => ledger.facts(),
+            Self::Over(facts) => *facts,
+        }
+    }
 }
 
 /// The two connections at the first event.
@@ -137,7 +161,7 @@ struct Moment {
 impl Witness {
     fn new(client: &Socket, server: &Socket) -> Self {
         Self {
-            ledger: Ledger::default(),
+            handshake: Handshake::Followed(Box::default()),
             client: client.clone(),
             server: server.clone(),
             first: None,
@@ -164,7 +188,7 @@ impl Witness {
             None => self.moment(Instant::now()),
         };
         Ending {
-            tls: self.ledger.facts(),
+            tls: self.handshake.facts(),
             client: moment.client,
             server: moment.server,
             since_write: end.client_spoke.map(|last| moment.at - last),
@@ -178,15 +202,15 @@ impl Witness {
 
 impl Watch for Witness {
     fn is_satisfied(&self) -> bool {
-        self.ledger.is_over()
+        matches!(self.handshake, Handshake::Over(_))
     }
 
     fn client(&mut self, bytes: &[u8], now: Instant) {
-        self.ledger.client(bytes, now);
+        self.handshake.see(|ledger| ledger.client(bytes, now));
     }
 
     fn server(&mut self, bytes: &[u8], now: Instant) {
-        self.ledger.server(bytes, now);
+        self.handshake.see(|ledger| ledger.server(bytes, now));
     }
 
     fn event(&mut self, reason: &Reason, now: Instant) {
@@ -197,7 +221,7 @@ impl Watch for Witness {
     }
 
     fn is_final(&self, reason: &Reason) -> bool {
-        matches!(reason, Reason::ClientFin) && self.ledger.is_unfinished()
+        matches!((reason, &self.handshake), (Reason::ClientFin, Handshake::Followed(ledger)) if ledger.is_unfinished())
     }
 }
 

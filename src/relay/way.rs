@@ -180,6 +180,7 @@ impl Way {
         }
         Poll::Ready(Ok(()))
     }
+
     /// Reads once into the scratch and writes what the writer takes of it.
     fn poll_copy<R: Stream, W: Stream>(
         &mut self,
