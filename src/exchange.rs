@@ -50,6 +50,8 @@ struct Open {
 pub struct Presence {
     /// Who it is.
     pub client: Client,
+    /// The worker that serves it, as its place among them.
+    pub worker: usize,
     /// That it stopped reading for too long.
     pub stalled: AtomicBool,
     /// That the process cuts what is still open.

@@ -63,6 +63,7 @@ fn fine(host: &str) -> Record {
             local: address,
             listener: "proxy".into(),
         },
+        worker: 0,
         stalled: false.into(),
         cut: tokio_util::sync::CancellationToken::new(),
         write_limit: 0.into(),

@@ -101,7 +101,8 @@ impl Proxy {
         let (mut head, body) = response.into_parts();
         headers::pass_back(&mut head, &self.identity.pseudonym);
         let response = Response::from_parts(head, body);
-        let (pool, timeouts) = (snapshot.pool.clone(), plan.timeouts);
+        let pool = snapshot.pool(exchange.presence().worker).clone();
+        let timeouts = plan.timeouts;
         Ok(Served::Answer(Box::new(Answered {
             response,
             lease,
@@ -269,7 +270,8 @@ impl Errand<'_> {
                 .is_none_or(|found| found.as_ref().is_ok_and(|found| found.contains(&peer.ip())));
             judged.is_ok() && (is_pinned || matches!(form, Form::Absolute { .. }))
         };
-        let lease = self.snapshot.pool.take(self.id, &plan.target, admits)?;
+        let pool = self.snapshot.pool(exchange.presence().worker);
+        let lease = pool.take(self.id, &plan.target, admits)?;
         exchange
             .trail()
             .reused(&policy.route(self.id).name, &lease.socket);
