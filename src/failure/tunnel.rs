@@ -33,7 +33,7 @@ const TOO_LATE: f64 = 1.3;
 const TICKS: Duration = Duration::from_millis(10);
 
 /// How late we may hear of a reset without thinking anything of it.
-const LATENESS: Duration = Duration::from_millis(5);
+const LATENESS: Duration = Duration::from_millis(1);
 
 /// The end of a tunnel with all that was seen of it.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Forensics {
             Some(age) if age > since_connect + TICKS => (age, TICKS),
             _ => (since_connect, Duration::ZERO),
         };
-        let is_acked = info.is_all_acked();
+        let is_acked = info.bytes_sent > 0 && info.is_all_acked();
         let may_race = info.min_rtt.is_none_or(|rtt| {
             let soonest = rtt.mul_f64(TOO_SOON).saturating_sub(slack);
             let latest = rtt.mul_f64(TOO_LATE) + slack;
@@ -94,7 +94,7 @@ impl Forensics {
         let accept_race = !is_acked && may_race;
         Self {
             is_acked,
-            is_unacked: info.is_none_acked(),
+            is_unacked: info.bytes_sent > 0 && info.is_none_acked(),
             rtt_ratio: since_write.and_then(ratio),
             connect_rtt_ratio: ratio(since_connect),
             accept_race,
@@ -173,6 +173,7 @@ fn of_handshake(ending: &Ending) -> Option<Cause> {
         return Some(Kind::TlsClientClosedBeforeRequest.into());
     }
     if facts.server_ends_alert_sized
+        && !facts.server_accepts
         && matches!(
             ending.end.reason,
             Reason::ServerFin | Reason::ServerReset(_)

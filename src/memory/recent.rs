@@ -62,7 +62,17 @@ pub(super) struct Failed {
 
 /// What happened at one address and port, by the name in the ClientHello.
 #[derive(Debug, Default)]
-pub(super) struct AddressStory(VecDeque<(String, Answer, Timestamp)>);
+pub(super) struct AddressStory(VecDeque<Sighting>);
+
+/// What became of the last ClientHello of one name.
+#[derive(Debug)]
+struct Sighting {
+    name: String,
+    answer: Answer,
+    at: Timestamp,
+    /// How often in a row it was so.
+    streak: usize,
+}
 
 /// What became of a ClientHello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +81,8 @@ pub(super) enum Answer {
     Fine,
     /// Nobody acknowledged it, and nothing came back but perhaps a reset.
     Lost,
+    /// Neither is clear.
+    Unclear,
 }
 
 /// Names, each with the moment it was seen last.
@@ -239,9 +251,30 @@ fn counts(record: &Record) -> bool {
 }
 
 impl AddressStory {
+    fn note(&mut self, name: &str, answer: Answer, at: Timestamp) {
+        let before = self.0.iter().position(|seen| seen.name == name);
+        let before = before.and_then(|place| self.0.remove(place));
+        let goes_on = before.filter(|seen| seen.answer == answer && since(seen.at, at) <= WINDOW);
+        let sighting = Sighting {
+            name: name.to_owned(),
+            answer,
+            at,
+            streak: goes_on.map_or(1, |seen| seen.streak + 1),
+        };
+        push(&mut self.0, sighting);
+    }
+
+    /// How often in a row the ClientHello of a name was lost at this address.
+    pub(super) fn losses(&self, name: &str) -> usize {
+        let mut seen = self.0.iter();
+        let lost = seen.find(|seen| seen.name == name && seen.answer == Answer::Lost);
+        lost.map_or(0, |seen| seen.streak)
+    }
+
     /// How long ago another name was answered at this address.
     pub(super) fn other_was_fine(&self, name: &str, now: Timestamp) -> Option<Duration> {
-        self.others(name, Answer::Fine, now).min()
+        let fine = self.others(name, Answer::Fine, now);
+        fine.map(|seen| since(seen.at, now)).min()
     }
 
     /// How many other names were lost at this address.
@@ -249,12 +282,15 @@ impl AddressStory {
         self.others(name, Answer::Lost, now).count()
     }
 
-    fn others(&self, name: &str, answer: Answer, now: Timestamp) -> impl Iterator<Item = Duration> {
-        self.0
-            .iter()
-            .filter(move |(other, got, _)| other != name && *got == answer)
-            .map(move |(_, _, at)| since(*at, now))
-            .filter(|ago| *ago <= WINDOW)
+    fn others(
+        &self,
+        name: &str,
+        answer: Answer,
+        now: Timestamp,
+    ) -> impl Iterator<Item = &Sighting> {
+        self.0.iter().filter(move |seen| {
+            seen.name != name && seen.answer == answer && since(seen.at, now) <= WINDOW
+        })
     }
 }
 
@@ -299,11 +335,9 @@ impl Recent {
         if record.upstream_name.is_none()
             && let (Some(ip), Some(port)) = (record.peer_address, record.peer_port)
             && let Some(name) = &tls.server_name
-            && let Some(answer) = answer(record)
         {
             let story = self.addresses.entry(SocketAddr::new(ip, port));
-            story.0.retain(|(known, _, _)| known != name);
-            push(&mut story.0, (name.clone(), answer, record.end));
+            story.note(name, answer(record), record.end);
         }
         match tls.certificate {
             Some("unknown_issuer") => {
@@ -321,13 +355,16 @@ impl Recent {
     }
 }
 
-/// What became of a record's ClientHello, where that is clear.
-fn answer(record: &Record) -> Option<Answer> {
-    let tls = record.tls.as_ref()?;
-    if tls.server_flight_bytes.is_some() {
-        return Some(Answer::Fine);
+/// What became of a record's ClientHello.
+fn answer(record: &Record) -> Answer {
+    let tls = record.tls.as_ref();
+    if tls.is_some_and(|tls| tls.server_flight_bytes.is_some()) {
+        Answer::Fine
+    } else if super::suspects::is_lost(record) {
+        Answer::Lost
+    } else {
+        Answer::Unclear
     }
-    super::suspects::is_lost(record).then_some(Answer::Lost)
 }
 
 fn push<T>(list: &mut VecDeque<T>, item: T) {

@@ -12,6 +12,11 @@ const TOO_SOON: f64 = 0.7;
 /// Round trips below this, in milliseconds, are no measure: a scheduler's whim is as long.
 const MEASURABLE_MS: f64 = 5.0;
 
+/// A server that resets what it accepts does so within this, in milliseconds.
+const ACCEPT_MS: f64 = 20.0;
+/// From this part of a round trip on, a reset may be the far end's.
+const ALMOST_ONE: f64 = 0.9;
+
 /// Names that a pattern must hold for before it says something of a client, an issuer or a clock.
 const MANY_NAMES: usize = 3;
 /// Names that one unknown issuer must sign before it is a pattern.
@@ -54,7 +59,8 @@ fn suspect(
 ) -> Suspect {
     Suspect {
         name,
-        score,
+        // Sums of tenths, without their last bits.
+        score: (score * 100.0).round() / 100.0,
         evidence: evidence.into_iter().collect(),
     }
 }
@@ -107,6 +113,10 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let address = SocketAddr::new(record.peer_address?, record.peer_port?);
     let name = record.tls.as_ref()?.server_name.as_deref()?;
     let story = recent.address(address)?;
+    let losses = story.losses(name);
+    if losses < losses_needed(record) {
+        return None;
+    }
     let mut evidence: Vec<Cow<'static, str>> = Vec::new();
     let mut score = 0.5;
     if is_unacked(record) {
@@ -116,6 +126,9 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     if is_too_soon(record) {
         evidence.push("rst_faster_than_rtt".into());
         score += 0.1;
+    }
+    if losses > 1 {
+        evidence.push(format!("lost_{losses}_times_in_a_row").into());
     }
     if let Some(ago) = story.other_was_fine(name, record.end) {
         let seconds = ago.as_secs();
@@ -128,6 +141,25 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
         return Some(suspect("port_or_ip_blocking", 0.6, evidence));
     }
     None
+}
+
+/// How often in a row a ClientHello must be lost before that says something. A genuine reset may happen to overtake an
+/// acknowledgement (it then comes about one round trip behind the ClientHello), and on a short way it may happen to be sent,
+/// as an answer to the connection, just before anything arrived. Neither happens time after time.
+fn losses_needed(record: &Record) -> usize {
+    let Some(reset) = record.reset.as_ref() else {
+        return 1;
+    };
+    let tcp = record.server_tcp.as_ref();
+    let min_rtt = tcp.and_then(|tcp| tcp.min_rtt_ms).unwrap_or_default();
+    let sent_after = reset.after_connect_ms.zip(reset.after_ms);
+    let sent_after = sent_after.map_or(0.0, |(connect, write)| connect - write);
+    let is_clear = if min_rtt < MEASURABLE_MS {
+        sent_after >= ACCEPT_MS
+    } else {
+        reset.rtt_ratio.is_some_and(|ratio| ratio < ALMOST_ONE)
+    };
+    if is_clear { 1 } else { 2 }
 }
 
 /// A device said itself that it forbids the connection.

@@ -132,11 +132,31 @@ fn a_name_is_filtered_only_where_another_is_fine_at_the_same_address() {
         [
             "client_hello_unacked",
             "rst_faster_than_rtt",
+            "lost_2_times_in_a_row",
             "other_sni_ok_same_ip_41s_ago"
         ]
     );
     bench.after(Duration::from_mins(20));
     assert!(bench.suspects(reset("bad.example", 1, false)).is_empty());
+}
+
+#[test]
+fn on_a_short_way_one_loss_says_nothing() {
+    let bench = Bench::new();
+    let short = |bytes_acked, after_connect_ms| {
+        let mut record = reset("bad.example", bytes_acked, false);
+        record.server_tcp.as_mut().unwrap().min_rtt_ms = Some(0.05);
+        let reset = record.reset.as_mut().unwrap();
+        (reset.after_connect_ms, reset.after_ms) = (Some(after_connect_ms), Some(0.1));
+        record
+    };
+    bench.take(fine("good.example"));
+    assert!(bench.suspects(short(1, 3.0)).is_empty());
+    assert_eq!(bench.suspects(short(1, 3.0)), ["sni_filtering"]);
+    assert!(bench.suspects(short(518, 3.0)).is_empty());
+    assert!(bench.suspects(short(1, 3.0)).is_empty());
+    assert!(bench.suspects(short(518, 3.0)).is_empty());
+    assert_eq!(bench.suspects(short(1, 30.0)), ["sni_filtering"]);
 }
 
 #[test]

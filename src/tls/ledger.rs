@@ -124,6 +124,8 @@ pub struct Facts {
     pub client_alert: Option<Alert>,
     /// Whether the server's last record was as long as an encrypted alert.
     pub server_ends_alert_sized: bool,
+    /// Whether the server went on behind the client's answer to its flight, as with session tickets.
+    pub server_accepts: bool,
     /// Whether the server's bytes end inside a record.
     pub server_is_cut: bool,
     /// The client's first encrypted word.
@@ -418,6 +420,7 @@ impl Ledger {
             }
             APPLICATION_DATA => {
                 self.sealed += 1;
+                self.facts.server_accepts |= self.facts.reply.is_some();
                 if is_behind_data {
                     self.facts.state = State::T7;
                     self.is_over = true;
