@@ -24,12 +24,14 @@ use crate::config::LogFormat;
 use crate::listen::accept::{Acceptor, Room};
 use crate::memory::Memory;
 use crate::net::resolve::Resolver;
+use crate::net::socket::probes;
 use crate::observe::Observe;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::respond::Identity;
 use crate::snapshot::Snapshot;
 use crate::target::canonical_ip;
+use crate::timeouts::TCP_KEEPALIVE;
 use crate::tls::trust::Roots;
 
 use drain::Drain;
@@ -209,6 +211,7 @@ fn listen(address: SocketAddr, is_shared: bool) -> io::Result<socket2::Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&probes(TCP_KEEPALIVE))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

@@ -76,14 +76,9 @@ impl Socket {
         self.local
     }
 
-    /// Probes the peer after `idle` of silence, then every 15 s; four probes without an answer end
-    /// the connection. `idle` is taken in whole seconds, at least one.
+    /// Probes the peer as [`probes`] says.
     pub fn keepalive(&self, idle: Duration) -> io::Result<()> {
-        let params = TcpKeepalive::new()
-            .with_time(idle.max(Duration::from_secs(1)))
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES);
-        SockRef::from(&*self.stream).set_tcp_keepalive(&params)
+        SockRef::from(&*self.stream).set_tcp_keepalive(&probes(idle))
     }
 
     /// When the connection was there.
@@ -190,6 +185,15 @@ impl Socket {
             }
         }
     }
+}
+
+/// Probes of the peer after `idle` of silence, then every 15 s; four without an answer end the connection. `idle` is taken
+/// in whole seconds, at least one.
+pub fn probes(idle: Duration) -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(idle.max(Duration::from_secs(1)))
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
 }
 
 /// A short read has emptied the kernel's buffer and a short write has filled it. Saying so at once
