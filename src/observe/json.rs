@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -122,15 +123,26 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
     let resend_count = (*resend_count > 0).then_some(u64::from(*resend_count));
     out.extend_from_slice(b"{\"schema\":");
     schema.write(out)?;
+    out.extend_from_slice(b",\"@timestamp\":");
+    let printed = out.len();
+    timestamp.write(out)?;
+    let printed = printed..out.len();
     members!(out,
-        "@timestamp": timestamp,
         "event.id": id,
         "event.kind": event_kind,
         "event.category": event_category,
         "event.action": action,
         "event.outcome": outcome,
         "event.reason": reason,
-        "event.start": start,
+    );
+    out.extend_from_slice(b",\"event.start\":");
+    // Nearly always the same moment.
+    if start == timestamp {
+        out.extend_from_within(printed);
+    } else {
+        start.write(out)?;
+    }
+    members!(out,
         "event.end": end,
         "event.duration": duration_ns,
         "error.type": error_type,
@@ -234,8 +246,10 @@ fn flat(out: &mut Vec<u8>, part: Option<&impl Serialize>) -> Result {
 
 /// Most texts need no escaping; serde escapes the others.
 fn text(out: &mut Vec<u8>, text: &str) -> Result {
-    let is_plain = |byte: &u8| *byte >= b' ' && !matches!(byte, b'"' | b'\\');
-    if !text.as_bytes().iter().all(is_plain) {
+    let is_odd = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    // All bytes are looked at, so that many are at once.
+    let is_plain = !text.bytes().fold(false, |odd, byte| odd | is_odd(byte));
+    if !is_plain {
         return serde_json::to_writer(out, text);
     }
     out.push(b'"');
@@ -244,12 +258,29 @@ fn text(out: &mut Vec<u8>, text: &str) -> Result {
     Ok(())
 }
 
-/// What prints as characters that need no escaping.
-fn quoted(out: &mut Vec<u8>, value: impl std::fmt::Display) -> Result {
-    write!(out, "\"{value}\"").map_err(serde_json::Error::io)
+/// An address without quotes.
+fn address(out: &mut Vec<u8>, ip: IpAddr) -> Result {
+    let IpAddr::V4(ip) = ip else {
+        return write!(out, "{ip}").map_err(serde_json::Error::io);
+    };
+    for (at, octet) in ip.octets().into_iter().enumerate() {
+        if at > 0 {
+            out.push(b'.');
+        }
+        serde_json::to_writer(&mut *out, &octet)?;
+    }
+    Ok(())
 }
 
-/// Members of `T` as functions of how they are written.
+fn moment(out: &mut Vec<u8>, moment: &Timestamp) -> Result {
+    const PRINTER: DateTimePrinter = DateTimePrinter::new();
+    out.push(b'"');
+    let printed = PRINTER.print_timestamp(moment, &mut *out);
+    out.push(b'"');
+    printed.map_err(|error| serde_json::Error::io(std::io::Error::other(error)))
+}
+
+/// How values are written.
 macro_rules! values {
     ($($type:ty => |$value:ident, $out:ident| $write:expr;)*) => {
         $(impl Value for $type {
@@ -272,12 +303,27 @@ values! {
         out.push(b']');
         Ok(())
     };
-    u16 => |value, out| u64::from(*value).write(out);
-    u64 => |value, out| write!(out, "{value}").map_err(serde_json::Error::io);
+    u16 => |value, out| serde_json::to_writer(out, value);
+    u64 => |value, out| serde_json::to_writer(out, value);
     f64 => |value, out| serde_json::to_writer(out, value);
-    IpAddr => |value, out| quoted(out, value);
-    SocketAddr => |value, out| quoted(out, value);
-    Timestamp => |value, out| quoted(out, value);
+    IpAddr => |value, out| {
+        out.push(b'"');
+        address(out, *value)?;
+        out.push(b'"');
+        Ok(())
+    };
+    SocketAddr => |value, out| {
+        let SocketAddr::V4(place) = value else {
+            return serde_json::to_writer(out, value);
+        };
+        out.push(b'"');
+        address(out, IpAddr::V4(*place.ip()))?;
+        out.push(b':');
+        serde_json::to_writer(&mut *out, &place.port())?;
+        out.push(b'"');
+        Ok(())
+    };
+    Timestamp => |value, out| moment(out, value);
     Uuid => |value, out| text(out, value.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()));
     Action => |value, out| serde_json::to_writer(out, value);
     Outcome => |value, out| serde_json::to_writer(out, value);
@@ -383,6 +429,7 @@ mod tests {
         };
         let everything = Record {
             timestamp: "2026-01-02T03:04:05.6789Z".parse().unwrap(),
+            end: "2026-01-02T03:04:06.000000001Z".parse().unwrap(),
             action: Some(Action::Connect),
             outcome: Outcome::Failure,
             reason: Some(nasty().into()),

@@ -238,3 +238,100 @@ fn write_one(batch: &mut Vec<u8>, form: Form, record: &Record) {
     }
     batch.push(b'\n');
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    fn record(status: u16) -> Box<Record> {
+        let start = jiff::Timestamp::UNIX_EPOCH;
+        let mut record = Record::begun(start, uuid::Uuid::nil(), Ipv4Addr::LOCALHOST.into(), 1);
+        record.status = Some(status);
+        Box::new(record)
+    }
+
+    /// Hands on what is written, once it is let.
+    struct Sink {
+        held: Arc<Mutex<()>>,
+        written: Sender<Vec<u8>>,
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _held = self.held.lock().unwrap();
+            self.written.send(bytes.to_vec()).unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn statuses(written: &Receiver<Vec<u8>>) -> Vec<u64> {
+        let text = written.try_iter().flatten().collect::<Vec<u8>>();
+        let lines = text
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        let line = |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).unwrap();
+        let status = |line: serde_json::Value| line["http.response.status_code"].as_u64().unwrap();
+        lines.map(line).map(status).collect()
+    }
+
+    #[test]
+    fn each_record_is_written_once_and_in_the_order_of_its_thread() {
+        let (written, lines) = channel();
+        let log = Log::to(
+            Sink {
+                held: Arc::default(),
+                written,
+            },
+            Form::Json,
+        );
+        std::thread::scope(|scope| {
+            for first in [0, 1000, 2000] {
+                let log = &log;
+                scope.spawn(move || (first..first + 1000).for_each(|at| log.record(record(at))));
+            }
+        });
+        log.close(Duration::from_secs(10));
+        let statuses = statuses(&lines);
+        assert_eq!((statuses.len(), log.dropped()), (3000, 0));
+        for thread in 0..3 {
+            let own: Vec<_> = statuses
+                .iter()
+                .filter(|status| **status / 1000 == thread)
+                .collect();
+            assert!(own.len() == 1000 && own.is_sorted(), "{own:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_stuck_reader_has_no_room_for_is_counted_and_the_rest_is_written() {
+        let (written, lines) = channel();
+        let held = Arc::<Mutex<()>>::default();
+        let log = Log::to(
+            Sink {
+                held: held.clone(),
+                written,
+            },
+            Form::Json,
+        );
+        let stuck = held.lock().unwrap();
+        let all = 3 * QUEUE;
+        for _ in 0..all {
+            log.record(record(200));
+        }
+        let lost = usize::try_from(log.dropped()).unwrap();
+        // What the writer had in hand when it got stuck is beside the queue.
+        assert!((QUEUE..=2 * QUEUE).contains(&lost), "{lost}");
+        drop(stuck);
+        log.close(Duration::from_secs(10));
+        assert_eq!(statuses(&lines).len() + lost, all);
+        log.record(record(200));
+        assert_eq!(usize::try_from(log.dropped()).unwrap(), lost + 1);
+    }
+}
