@@ -1322,6 +1322,32 @@ fn tunnels_that_end_by_our_own_timer() {
     scene.play(&json!({"idle": IDLE}), None, &rows);
 }
 
+/// What the network says, or does not say, in the middle of a tunnel, where the kernel gives up sooner than usual.
+#[test]
+fn tunnels_that_the_network_ends() {
+    let Some(scene) = Scene::new() else { return };
+    scene.net.client.sysctl("net.ipv4.tcp_retries2", "2");
+    let cut = |answer: &'static str| {
+        move |place: &Place<'_>, stream| {
+            let session = place.client(BOTH).stay(stream).unwrap();
+            let ip = place.address.ip();
+            let router = &place.scene.net.router;
+            router.iptables(&format!("-A FORWARD -d {ip} -p tcp -j {answer}"));
+            wire::send(&session.sock, [0x17, 3, 3, 0, 3, 1, 2, 3]);
+            tls::listen(&session.sock);
+        }
+    };
+    let rows = [
+        row("unreachable", scene.good())
+            .visit(cut("REJECT --reject-with icmp-host-unreachable"))
+            .gives(&["tunnel.icmp"], "unknown"),
+        row("silent", scene.good())
+            .visit(cut("DROP"))
+            .gives(&["tunnel.no_ack"], "unknown"),
+    ];
+    scene.play(&json!({}), None, &rows);
+}
+
 /// A session of at least half a minute, and what a firewall makes of it that has forgotten it.
 #[test]
 fn tunnels_that_were_forgotten_meanwhile() {

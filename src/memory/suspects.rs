@@ -19,8 +19,8 @@ const ALMOST_ONE: f64 = 0.9;
 
 /// Names that a pattern must hold for before it says something of a client, an issuer or a clock.
 const MANY_NAMES: usize = 3;
-/// Names that one unknown issuer must sign before it is a pattern.
-const SEVERAL_NAMES: usize = 2;
+/// Sites that one unknown issuer must sign for before it is a pattern: a company's own authority signs for one.
+const SEVERAL_SITES: usize = 2;
 /// Tunnels that must die of silence before it is a pattern.
 const SILENCES: usize = 3;
 /// Clients that must fail at one address while others are fine.
@@ -96,7 +96,10 @@ pub(super) fn is_lost(record: &Record) -> bool {
             let Some(reset) = &record.reset else {
                 return false;
             };
-            reset.accept_race == Some(false) && (is_unacked(record) || is_too_soon(record))
+            // Where a part was acknowledged, the reset may be an answer to that part: the last write is no measure.
+            let is_whole = reset.last_write_acked == Some(true);
+            reset.accept_race == Some(false)
+                && (is_unacked(record) || is_whole && is_too_soon(record))
         }
         _ => false,
     }
@@ -217,9 +220,9 @@ fn tls_interception(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     if certificate == Some("unknown_issuer")
         && let Some(issuer) = tls.and_then(|tls| tls.issuer.as_deref())
     {
-        let names = recent.names_of_issuer(issuer, record.end);
-        if names >= SEVERAL_NAMES {
-            evidence.push(format!("same_unknown_issuer_for_{names}_names").into());
+        let sites = recent.sites_of_issuer(issuer, record.end);
+        if sites >= SEVERAL_SITES {
+            evidence.push(format!("same_unknown_issuer_for_{sites}_sites").into());
         }
     }
     let is_downgraded = record.notes.contains(&"tls.downgrade_sentinel")
@@ -283,19 +286,21 @@ fn upstream(record: &Record) -> Option<Suspect> {
 }
 
 fn idle_timeout(record: &Record, recent: &Recent) -> Option<Suspect> {
-    if !cause(record).ends_with("_after_idle") || recent.silences.len() < SILENCES {
+    let silences = recent.silences(record.end);
+    let count = silences.clone().count();
+    if !cause(record).ends_with("_after_idle") || count < SILENCES {
         return None;
     }
-    let silences = recent.silences.iter().map(|(ms, _)| *ms);
     let shortest = silences.fold(f64::INFINITY, f64::min);
     let evidence = [
-        format!("{}_tunnels_died_of_silence", recent.silences.len()).into(),
+        format!("{count}_tunnels_died_of_silence").into(),
         format!("shortest_silence_{:.0}s", shortest / 1000.0).into(),
     ];
     Some(suspect("idle_timeout_middlebox", 0.8, evidence))
 }
 
-/// All of one family failed and the other connected. A host without IPv6 is no failure of IPv6.
+/// All of one family failed and the other connected. A host without IPv6 is no failure of IPv6, and where a server answers
+/// by a reset it is the server that does not listen.
 fn ipv6_broken(record: &Record) -> Option<Suspect> {
     let of = |family: &'static str| {
         let attempts = record.attempts.iter();
@@ -304,7 +309,13 @@ fn ipv6_broken(record: &Record) -> Option<Suspect> {
     let failed = |cause: &str| {
         let told = cause.strip_prefix("upstream.").unwrap_or(cause);
         told.starts_with("connect.")
-            && !matches!(told, "connect.overtaken" | "connect.family_unsupported")
+            && !matches!(
+                told,
+                "connect.overtaken"
+                    | "connect.family_unsupported"
+                    | "connect.refused"
+                    | "connect.reset"
+            )
     };
     let v6: Vec<_> = of("ipv6").collect();
     let all_fail = v6
