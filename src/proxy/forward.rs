@@ -101,7 +101,7 @@ impl Proxy {
         let (mut head, body) = response.into_parts();
         headers::pass_back(&mut head, &self.identity.pseudonym);
         let response = Response::from_parts(head, body);
-        let pool = snapshot.pool(exchange.presence().worker).clone();
+        let pool = snapshot.pool(lease.worker).clone();
         let timeouts = plan.timeouts;
         Ok(Served::Answer(Box::new(Answered {
             response,
@@ -270,8 +270,13 @@ impl Errand<'_> {
                 .is_none_or(|found| found.as_ref().is_ok_and(|found| found.contains(&peer.ip())));
             judged.is_ok() && (is_pinned || matches!(form, Form::Absolute { .. }))
         };
-        let pool = self.snapshot.pool(exchange.presence().worker);
-        let lease = pool.take(self.id, &plan.target, admits)?;
+        let take = |pool: &Arc<Pool>| pool.take(self.id, &plan.target, admits);
+        let own = self.snapshot.pool(exchange.presence().worker);
+        // A worker with connections of its own stays with them: another's cost a change of cores for each request.
+        let lease = take(own).or_else(|| {
+            let is_new_here = !own.knows(self.id, &plan.target);
+            is_new_here.then(|| self.snapshot.pools.iter().find_map(take))?
+        })?;
         exchange
             .trail()
             .reused(&policy.route(self.id).name, &lease.socket);
@@ -300,6 +305,7 @@ impl Errand<'_> {
             sender,
             conn.socket,
             conn.form,
+            exchange.presence().worker,
             self.id,
             self.plan.target.clone(),
         ))
