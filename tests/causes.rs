@@ -27,8 +27,9 @@ const ONE_WAY: u64 = 100;
 const NEAR_CLIENT: u64 = 20;
 const NEAR_SERVER: u64 = 80;
 
-/// A reset that a firewall sent at once, and that was heard of so many milliseconds later, was heard of late.
+/// A reset that a firewall sent at once, and that was heard of so many milliseconds and round trips later, was heard of late.
 const LATE_MS: f64 = 1.0;
+const LATE_RTT: f64 = 1.3;
 
 /// A row's clients at one time.
 const SIDE_BY_SIDE: usize = 4;
@@ -508,7 +509,9 @@ impl Row {
         }
         // Where the way takes no time, a reset that is heard of late says nothing of who sent it.
         let after = record["egress.reset.after_ms"].as_f64();
-        let is_heard_late = !self.firewall.is_empty() && after.is_some_and(|after| after > LATE_MS);
+        let rtt = record["egress.tcp.server.min_rtt_ms"].as_f64();
+        let late = LATE_MS + LATE_RTT * rtt.unwrap_or_default();
+        let is_heard_late = !self.firewall.is_empty() && after.is_some_and(|after| after > late);
         if is_heard_late {
             expect("egress.side", json!("unknown"));
         } else if let Some(side) = self.side {
@@ -1112,6 +1115,18 @@ fn whose_reset_it_was_on_a_long_way() {
             .often()
             .late(300)
             .gives(&["tls.reset_after_client_hello"], "origin"),
+        // A server that is slow to acknowledge, and resets before it has: whose reset it was cannot be told by that.
+        row("hello-then-reset-unacknowledged", |stream| {
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_tcp_quickack(false).unwrap();
+            tls::resets_after_the_hello(stream, Duration::ZERO);
+        })
+        .known()
+        .often()
+        .late(300)
+        .gives(&["tls.reset_after_client_hello"], "")
+        .whoever_it_was()
+        .also(json!({"egress.reset.last_write_acked": false})),
         // The one of the server's own that looks forged: its ClientHello is on the way. Close behind the connection it
         // may as well be there in time.
         row("reset-on-accept", wire::reset)

@@ -247,7 +247,7 @@ causes! {
         "the client stopped in the middle of its ClientHello",
         "the client broke off: look at its side";
     TlsResetBeforeClientHello: "tls.reset_before_client_hello", Unknown, Some(502), Certain, Some("connection_terminated"),
-        "RST or FIN from the server's side before a byte of the client went out",
+        "RST or FIN from the server's side within 3 s, before a byte of the client went out",
         "the address or port is reset at once: a block by port, or an overloaded balancer";
     TlsResetAfterClientHello: "tls.reset_after_client_hello", Unknown, Some(502), Certain, Some("connection_terminated"),
         "RST behind a whole ClientHello, and no byte of the server",
@@ -330,7 +330,7 @@ causes! {
     TlsDowngradeSentinel: "tls.downgrade_sentinel", Unknown, Some(502), Certain, Some("tls_protocol_error"),
         "a ServerHello below TLS 1.3 that carries the mark of a server that can 1.3, to a client that offered it",
         "something on the path strips TLS 1.3";
-    TlsEchRejected: "tls.ech_rejected", Origin, None, Certain, Some("tls_alert_received"),
+    TlsEchRejected: "tls.ech_rejected", Origin, Some(502), Certain, Some("tls_alert_received"),
         "alert 121 (ech_required)",
         "the ECH keys in DNS are out of date";
     TlsHandshakeTimeout: "tls.handshake_timeout", Unknown, Some(504), Certain, Some("connection_read_timeout"),

@@ -153,6 +153,10 @@ pub(super) fn classify(ending: &Ending) -> Cause {
 /// The end of a tunnel in which nobody spoke.
 fn of_silence(ending: &Ending) -> Option<Cause> {
     match ending.end.reason {
+        // It tired of waiting for the client, as of a connection opened ahead of need.
+        Reason::ServerFin | Reason::ServerReset(_) if ending.end.idle >= PATIENCE => {
+            Some(Kind::TlsClientSilent.into())
+        }
         Reason::ServerFin | Reason::ServerReset(_) => Some(Kind::TlsResetBeforeClientHello.into()),
         Reason::Idle { .. } => Some(Kind::TlsClientSilent.into()),
         Reason::ClientFin
@@ -467,9 +471,10 @@ mod tests {
     fn ending(state: State, reason: Reason, seconds: u64) -> Ending {
         Ending {
             end: End {
-                client: match reason {
-                    Reason::ClientFin => Close::Fin,
-                    _ => Close::Local,
+                client: if matches!(reason, Reason::ClientFin) {
+                    Close::Fin
+                } else {
+                    Close::Local
                 },
                 server: Close::Local,
                 reason,
@@ -508,6 +513,23 @@ mod tests {
             &ending(State::T4, Reason::ClientFin, 5),
             "tls.server_flight_stalled",
         );
+    }
+
+    #[test]
+    fn a_server_that_tires_of_a_silent_client_blocks_no_port() {
+        for (seconds, expected) in [
+            (0, "tls.reset_before_client_hello"),
+            (60, "tls.client_silent"),
+        ] {
+            for reason in [
+                Reason::ServerFin,
+                Reason::ServerReset(io::ErrorKind::ConnectionReset.into()),
+            ] {
+                let mut silent = ending(State::T0, reason, seconds);
+                silent.tls.speech = Speech::Silence;
+                check(&silent, expected);
+            }
+        }
     }
 
     #[test]

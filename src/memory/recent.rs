@@ -268,22 +268,15 @@ pub(super) fn failing_addresses(record: &Record) -> Vec<IpAddr> {
     failing
 }
 
-/// Whether a failure says something of the target, rather than of the client, the policy or ourselves.
+/// Whether a failure says something of the target, rather than of the client, the policy or ourselves. What ends a tunnel that
+/// carried data says nothing of the next one.
 fn counts(record: &Record) -> bool {
     record.error_type.as_deref().is_some_and(|cause| {
         let family = cause.split('.').next().unwrap_or_default();
-        matches!(
-            family,
-            "dns" | "connect" | "upstream" | "tls" | "tunnel" | "http"
-        ) && !cause.starts_with("http.status.")
+        matches!(family, "dns" | "connect" | "upstream" | "tls" | "http")
+            && !cause.starts_with("http.status.")
             && !cause.starts_with("tls.client_")
-            && !matches!(
-                cause,
-                "connect.family_unsupported"
-                    | "tunnel.shutdown"
-                    | "tunnel.idle_timeout"
-                    | "tunnel.client_not_reading"
-            )
+            && cause != "connect.family_unsupported"
             || cause == "tls.client_hello_blackholed"
     })
 }

@@ -132,7 +132,7 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let name = record.tls.as_ref()?.server_name.as_deref()?;
     let story = recent.address(address)?;
     let losses = story.losses(name);
-    if losses < losses_needed(record) {
+    if losses < losses_needed(record)? {
         return None;
     }
     let mut evidence: Vec<Cow<'static, str>> = Vec::new();
@@ -161,23 +161,25 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     None
 }
 
-/// How often in a row a ClientHello must be lost before that says something. A genuine reset may happen to overtake an
-/// acknowledgement (it then comes about one round trip behind the ClientHello), and on a short way it may happen to be sent,
-/// as an answer to the connection, just before anything arrived. Neither happens time after time.
-fn losses_needed(record: &Record) -> usize {
+/// How often in a row a ClientHello must be lost before that says something. On a short way a genuine reset may happen to be
+/// sent, as an answer to the connection, just before anything arrived: not time after time.
+///
+/// Nothing where no number says anything: a far end that delays its acknowledgements (RFC 1122, section 4.2.3.2), and resets
+/// before that, does so each time, one round trip behind the ClientHello.
+fn losses_needed(record: &Record) -> Option<usize> {
     let Some(reset) = record.reset.as_ref() else {
-        return 1;
+        return Some(1);
     };
     let tcp = record.server_tcp.as_ref();
     let min_rtt = tcp.and_then(|tcp| tcp.min_rtt_ms).unwrap_or_default();
     let sent_after = reset.after_connect_ms.zip(reset.after_ms);
     let sent_after = sent_after.map_or(0.0, |(connect, write)| connect - write);
-    let is_clear = if min_rtt < MEASURABLE_MS {
-        sent_after >= ACCEPT_MS
+    if min_rtt < MEASURABLE_MS {
+        Some(if sent_after >= ACCEPT_MS { 1 } else { 2 })
     } else {
-        reset.rtt_ratio.is_some_and(|ratio| ratio < ALMOST_ONE)
-    };
-    if is_clear { 1 } else { 2 }
+        let is_nearer = reset.rtt_ratio.is_some_and(|ratio| ratio < ALMOST_ONE);
+        is_nearer.then_some(1)
+    }
 }
 
 /// A device said itself that it forbids the connection.

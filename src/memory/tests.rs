@@ -164,12 +164,17 @@ fn on_a_short_way_one_loss_says_nothing() {
 fn a_servers_own_reset_raises_no_suspect() {
     let bench = Bench::new();
     bench.take(fine("good.example"));
+    let mut slow_to_ack = reset("bad.example", 1, false);
+    slow_to_ack.reset.as_mut().unwrap().rtt_ratio = Some(1.01);
     let mut half_acked = reset("bad.example", 300, false);
     let told = half_acked.reset.as_mut().unwrap();
     (told.last_write_acked, told.rtt_ratio) = (Some(false), Some(0.5));
     for record in [
         reset("bad.example", 518, false),
         reset("bad.example", 1, true),
+        // One round trip behind it: a far end that had not come to acknowledge it does so each time.
+        slow_to_ack.clone(),
+        slow_to_ack,
         // Half of it was acknowledged, and the other half had just left.
         half_acked,
         failed("bad.example", "tls.closed_after_client_hello"),

@@ -29,7 +29,6 @@ const QUOTE: usize = 64;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 const CERTIFICATE: u8 = 11;
-const CERTIFICATE_REQUEST: u8 = 13;
 const SERVER_HELLO_DONE: u8 = 14;
 
 /// An encrypted alert of TLS 1.3: two bytes, its content type, the tag.
@@ -118,8 +117,6 @@ pub struct Facts {
     pub server_hello: Option<ServerHello>,
     /// The server's certificates, leaf first, as DER (up to TLS 1.2); forgotten once data passes both ways.
     pub chain: Vec<Vec<u8>>,
-    /// Whether the server asked the client for a certificate (up to TLS 1.2).
-    pub wants_client_certificate: bool,
     /// Whether a session was resumed (up to TLS 1.2).
     pub is_resumed: bool,
     /// The server's alert, in the clear.
@@ -394,7 +391,6 @@ impl Ledger {
                     None => is_readable = false,
                 },
                 CERTIFICATE => facts.chain = certificates(message),
-                CERTIFICATE_REQUEST => facts.wants_client_certificate = true,
                 SERVER_HELLO_DONE => facts.state = facts.state.max(State::T5),
                 _ => {}
             },
