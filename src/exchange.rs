@@ -27,7 +27,7 @@ use crate::policy::{Decision, Policy};
 use crate::record::{self, Action, Outcome, Record, quote};
 
 use crate::relay::Meter;
-use crate::target::Target;
+use crate::target::{Host, Target};
 
 pub use trail::Trail;
 
@@ -50,6 +50,8 @@ struct Open {
 pub struct Presence {
     /// Who it is.
     pub client: Client,
+    /// The worker that serves it, as its place among them.
+    pub worker: usize,
     /// That it stopped reading for too long.
     pub stalled: AtomicBool,
     /// That the process cuts what is still open.
@@ -76,82 +78,8 @@ impl Exchange {
     pub fn open(observer: Arc<dyn Observe>, presence: Arc<Presence>) -> Self {
         let now = Timestamp::now();
         let client = &presence.client;
-        let record = Box::new(Record {
-            schema: record::SCHEMA,
-            timestamp: now,
-            id: Uuid::now_v7(),
-            event_kind: "event",
-            event_category: ["network"],
-            action: None,
-            outcome: Outcome::Unknown,
-            reason: None,
-            start: now,
-            end: now,
-            duration_ns: 0,
-            error_type: None,
-            error_message: None,
-            client_address: client.ip(),
-            client_port: client.peer.port(),
-            user_agent: None,
-            method: None,
-            resend_count: 0,
-            status: None,
-            url_scheme: None,
-            url_domain: None,
-            url_port: None,
-            server_address: None,
-            server_port: None,
-            peer_address: None,
-            peer_port: None,
-            local_address: None,
-            local_port: None,
-            transport: "tcp",
-            network_type: None,
-            protocol_name: None,
-            protocol_version: None,
-            source_bytes: 0,
-            destination_bytes: 0,
-            dns_question: None,
-            dns_resolved: Vec::new(),
-            dns_response_code: None,
-            phase: Phase::Client.as_str(),
-            side: None,
-            confidence: None,
-            rule: None,
-            rule_source: None,
-            would: None,
-            code: None,
-            route: None,
-            hop: None,
-            attempts: Vec::new(),
-            notes: Vec::new(),
-            suspects: Vec::new(),
-            ending: None,
-            policy: None,
-            dns_ms: None,
-            connect_ms: None,
-            upstream_ms: None,
-            tls_ms: None,
-            first_byte_ms: None,
-            total_ms: 0.0,
-            dns_source: None,
-            dns: None,
-            upstream_name: None,
-            upstream_status: None,
-            upstream_reason: None,
-            upstream_proxy_status: None,
-            upstream_squid_error: None,
-            upstream_auth_schemes: Vec::new(),
-            upstream_body: None,
-            tls: None,
-            client_tcp: None,
-            server_tcp: None,
-            reset: None,
-            icmp: None,
-            idle_ms: None,
-            idle_before_ms: None,
-            hint: None,
-        });
+        let record = Record::begun(now, Uuid::now_v7(), client.ip(), client.peer.port());
+        let record = Box::new(record);
         let meter = Arc::new(Meter::default());
         let trail = Trail::default();
         let started = Instant::now();
@@ -216,7 +144,14 @@ impl Exchange {
         } else {
             Action::Forward
         });
-        record.method = Some(quote(parts.method.as_str()));
+        record.method = Some(match parts.method {
+            http::Method::CONNECT => "CONNECT".into(),
+            http::Method::GET => "GET".into(),
+            http::Method::HEAD => "HEAD".into(),
+            http::Method::POST => "POST".into(),
+            http::Method::PUT => "PUT".into(),
+            _ => quote(parts.method.as_str()).into(),
+        });
         let agent = parts.headers.get(http::header::USER_AGENT);
         record.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
         record.protocol_name = Some("http");
@@ -230,7 +165,10 @@ impl Exchange {
     /// Notes for what it asked.
     pub fn targets(&mut self, target: &Target) {
         let record = &mut self.open_mut().record;
-        let host = target.host.to_string();
+        let host: Arc<str> = match &target.host {
+            Host::Name(name) => name.clone(),
+            Host::Ip(ip) => ip.to_string().into(),
+        };
         if record.action == Some(Action::Forward) {
             record.url_scheme = Some("http");
             record.url_domain = Some(host.clone());
@@ -320,7 +258,7 @@ impl Exchange {
             mut record,
             ..
         } = *open;
-        let story = trail.into_story();
+        let mut story = trail.into_story();
         let took = started.elapsed();
         record.end = record.start + jiff::SignedDuration::try_from(took).unwrap_or_default();
         record.duration_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

@@ -75,10 +75,9 @@ impl Tunnel {
             from_server: early,
         };
         exchange.trail().enter(Phase::Tunnel);
-        for socket in [&client, &server] {
-            if let Err(error) = socket.keepalive(TCP_KEEPALIVE) {
-                tracing::debug!(%error, "set TCP keepalive");
-            }
+        // The client's connection has it from its listener.
+        if let Err(error) = server.keepalive(TCP_KEEPALIVE) {
+            tracing::debug!(%error, "set TCP keepalive");
         }
         let limits = relay::Limits {
             idle: timeouts.idle,
