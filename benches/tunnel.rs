@@ -36,6 +36,10 @@ struct Follow {
 }
 
 impl Watch for Follow {
+    fn is_satisfied(&self) -> bool {
+        self.ledger.as_ref().is_none_or(Ledger::is_over)
+    }
+
     fn client(&mut self, bytes: &[u8], now: Instant) {
         if let Some(ledger) = &mut self.ledger {
             ledger.client(bytes, now);

@@ -42,7 +42,27 @@ struct Open {
     started: Instant,
     trail: Trail,
     meter: Arc<Meter>,
-    record: Box<Record>,
+    request: Request,
+    /// Made when the end has come: it is large, and a tunnel may stay for hours.
+    record: Option<Box<Record>>,
+}
+
+/// What the request itself says, and what was decided on it.
+#[derive(Debug)]
+struct Request {
+    id: Uuid,
+    start: Timestamp,
+    action: Option<Action>,
+    method: Option<Cow<'static, str>>,
+    user_agent: Option<String>,
+    version: Option<&'static str>,
+    target: Option<(Arc<str>, u16)>,
+    policy: Option<Arc<str>>,
+    rule: Option<Arc<str>>,
+    rule_source: Option<Arc<str>>,
+    would: Option<Arc<str>>,
+    route: Option<Arc<str>>,
+    status: Option<u16>,
 }
 
 /// What is known of a client's connection beside its bytes.
@@ -73,13 +93,60 @@ impl Presence {
     }
 }
 
+impl Request {
+    /// The record of it; what it says moves there.
+    fn record(&mut self, client: &Client) -> Box<Record> {
+        let mut record = Record::begun(self.start, self.id, client.ip(), client.peer.port());
+        record.action = self.action;
+        record.user_agent = self.user_agent.take();
+        record.method = self.method.take();
+        record.status = self.status;
+        record.protocol_name = self.version.map(|_| "http");
+        record.protocol_version = self.version;
+        if let Some((host, port)) = self.target.take() {
+            if self.action == Some(Action::Forward) {
+                record.url_scheme = Some("http");
+                record.url_domain = Some(host.clone());
+                record.url_port = Some(port);
+            }
+            record.server_address = Some(host);
+            record.server_port = Some(port);
+        }
+        record.rule = self.rule.take();
+        record.rule_source = self.rule_source.take();
+        record.would = self.would.take();
+        record.route = self.route.take();
+        record.policy = self.policy.take();
+        Box::new(record)
+    }
+}
+
+impl Open {
+    fn record(&mut self) -> &mut Record {
+        let (request, client) = (&mut self.request, &self.presence.client);
+        self.record.get_or_insert_with(|| request.record(client))
+    }
+}
+
 impl Exchange {
     /// Opens the story of a request that begins now.
     pub fn open(observer: Arc<dyn Observe>, presence: Arc<Presence>) -> Self {
         let now = Timestamp::now();
-        let client = &presence.client;
-        let record = Record::begun(now, Uuid::now_v7(), client.ip(), client.peer.port());
-        let record = Box::new(record);
+        let request = Request {
+            id: Uuid::now_v7(),
+            start: now,
+            action: None,
+            method: None,
+            user_agent: None,
+            version: None,
+            target: None,
+            policy: None,
+            rule: None,
+            rule_source: None,
+            would: None,
+            route: None,
+            status: None,
+        };
         let meter = Arc::new(Meter::default());
         let trail = Trail::default();
         let started = Instant::now();
@@ -89,7 +156,8 @@ impl Exchange {
             started,
             trail,
             meter,
-            record,
+            request,
+            record: None,
         })))
     }
 
@@ -111,13 +179,13 @@ impl Exchange {
 
     /// The record's id.
     pub fn id(&self) -> Uuid {
-        self.open_ref().record.id
+        self.open_ref().request.id
     }
 
     /// The host and port that were asked for, once they are known.
     pub fn target(&self) -> Option<(&str, u16)> {
-        let record = &self.open_ref().record;
-        Some((record.server_address.as_deref()?, record.server_port?))
+        let (host, port) = self.open_ref().request.target.as_ref()?;
+        Some((host, *port))
     }
 
     /// Where facts are noted.
@@ -137,14 +205,14 @@ impl Exchange {
 
     /// Notes that a request arrived, before it is known whether it makes sense.
     pub fn asked(&mut self, parts: &http::request::Parts) {
-        let record = &mut self.open_mut().record;
+        let request = &mut self.open_mut().request;
         let is_connect = parts.method == http::Method::CONNECT;
-        record.action = Some(if is_connect {
+        request.action = Some(if is_connect {
             Action::Connect
         } else {
             Action::Forward
         });
-        record.method = Some(match parts.method {
+        request.method = Some(match parts.method {
             http::Method::CONNECT => "CONNECT".into(),
             http::Method::GET => "GET".into(),
             http::Method::HEAD => "HEAD".into(),
@@ -153,9 +221,8 @@ impl Exchange {
             _ => quote(parts.method.as_str()).into(),
         });
         let agent = parts.headers.get(http::header::USER_AGENT);
-        record.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
-        record.protocol_name = Some("http");
-        record.protocol_version = Some(if parts.version == http::Version::HTTP_10 {
+        request.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
+        request.version = Some(if parts.version == http::Version::HTTP_10 {
             "1.0"
         } else {
             "1.1"
@@ -164,36 +231,29 @@ impl Exchange {
 
     /// Notes for what it asked.
     pub fn targets(&mut self, target: &Target) {
-        let record = &mut self.open_mut().record;
         let host: Arc<str> = match &target.host {
             Host::Name(name) => name.clone(),
             Host::Ip(ip) => ip.to_string().into(),
         };
-        if record.action == Some(Action::Forward) {
-            record.url_scheme = Some("http");
-            record.url_domain = Some(host.clone());
-            record.url_port = Some(target.port);
-        }
-        record.server_address = Some(host);
-        record.server_port = Some(target.port);
+        self.open_mut().request.target = Some((host, target.port));
         self.trail().enter(Phase::Policy);
     }
 
     /// Notes what the policy says.
     pub fn decided(&mut self, policy: &Policy, decision: &Decision<'_>, route: Option<&Arc<str>>) {
-        let record = &mut self.open_mut().record;
-        record.policy = Some(policy.hash.clone());
+        let request = &mut self.open_mut().request;
+        request.policy = Some(policy.hash.clone());
         if let Some(rule) = decision.rule {
-            record.rule = Some(rule.name.clone());
-            record.rule_source = Some(rule.source.clone());
+            request.rule = Some(rule.name.clone());
+            request.rule_source = Some(rule.source.clone());
         }
-        record.would = decision.would.map(|would| would.name().into());
-        record.route = route.cloned();
+        request.would = decision.would.map(|would| would.name().into());
+        request.route = route.cloned();
     }
 
     /// Notes the status that the client gets.
     pub fn answered(&mut self, status: StatusCode) {
-        self.open_mut().record.status = Some(status.as_u16());
+        self.open_mut().request.status = Some(status.as_u16());
     }
 
     /// Ends well.
@@ -203,7 +263,7 @@ impl Exchange {
 
     /// Ends with the origin's own answer, which is a failure from 400 on.
     pub fn finish_answered(mut self) {
-        match self.open_ref().record.status {
+        match self.open_ref().request.status {
             Some(status @ 400..) => self.close_failed(&OriginError::Status(status).into()),
             _ => self.close(None, None),
         }
@@ -215,9 +275,9 @@ impl Exchange {
     }
 
     /// Ends as a tunnel ended.
-    pub fn end(mut self, ending: Ending) {
-        evidence::tell(&ending, &mut self.open_mut().record);
-        let failure = Failure::Tunnel(Box::new(ending));
+    pub fn end(mut self, ending: Box<Ending>) {
+        evidence::tell(&ending, self.open_mut().record());
+        let failure = Failure::Tunnel(ending);
         let cause = classify(&failure);
         if cause.is_success() {
             self.close(Some(cause), None);
@@ -228,7 +288,7 @@ impl Exchange {
 
     fn close_failed(&mut self, failure: &Failure) {
         if let Failure::Denied(denied) = failure {
-            let record = &mut self.open_mut().record;
+            let record = self.open_mut().record();
             record.rule.get_or_insert_with(|| denied.rule.clone());
             record.code.clone_from(&denied.code);
             if record.rule_source.is_none() {
@@ -236,9 +296,9 @@ impl Exchange {
             }
         }
         if let Failure::Handshake(handshake) = failure {
-            evidence::tell_handshake(handshake, &mut self.open_mut().record);
+            evidence::tell_handshake(handshake, self.open_mut().record());
         }
-        self.open_mut().record.icmp = failure.icmp().map(|icmp| record::IcmpKeys {
+        self.open_mut().record().icmp = failure.icmp().map(|icmp| record::IcmpKeys {
             r#type: icmp.r#type,
             code: icmp.code,
             offender: icmp.offender,
@@ -249,13 +309,17 @@ impl Exchange {
 
     /// Emits the record; `told` is the message and the hint where they are not the cause's own.
     fn close(&mut self, cause: Option<Cause>, told: Option<(String, Option<Cow<'static, str>>)>) {
-        let Some(open) = self.0.take() else { return };
+        let Some(mut open) = self.0.take() else {
+            return;
+        };
+        let request = &mut open.request;
+        let mut record =
+            (open.record.take()).unwrap_or_else(|| request.record(&open.presence.client));
         let Open {
             observer,
             started,
             trail,
             meter,
-            mut record,
             ..
         } = *open;
         let mut story = trail.into_story();

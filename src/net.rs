@@ -3,6 +3,7 @@
 //! Nothing here knows a policy, a route or a record.
 
 pub mod connect;
+pub mod pipe;
 pub mod resolve;
 pub mod socket;
 pub mod tcp_info;

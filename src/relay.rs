@@ -2,7 +2,8 @@
 //!
 //! A tunnel in which nothing moves holds no buffer: bytes are read into a scratch of the thread and
 //! written on at once; only what the other side did not take is kept, and nothing more is read
-//! until that is gone.
+//! until that is gone. Bulk between two sockets, once nobody watches, goes through a borrowed pipe
+//! and never comes here.
 
 mod meter;
 mod way;
@@ -19,9 +20,25 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 pub use self::meter::Meter;
 use self::way::{Broken, Way, with_scratch};
+use crate::net::socket::Socket;
+
+/// An end of a relay. What is written to it needs no flush.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {
+    /// The socket that it is, where it is one: between two sockets the kernel carries what nobody watches.
+    fn socket(&self) -> Option<&Socket>;
+}
+
+impl Stream for Socket {
+    fn socket(&self) -> Option<&Socket> {
+        Some(self)
+    }
+}
 
 /// Who looks on while bytes are carried.
 pub trait Watch {
+    /// Whether it has seen enough: from now on bytes may pass without being told.
+    fn is_satisfied(&self) -> bool;
+
     /// Bytes of the client, as they were read.
     fn client(&mut self, bytes: &[u8], now: Instant);
 
@@ -70,6 +87,8 @@ pub struct End {
     pub idle_before: Duration,
     /// Who was waited for at the end.
     pub waiting: Waiting,
+    /// When the last bytes of the client were read.
+    pub client_spoke: Option<Instant>,
 }
 
 /// Who was waited for when a relay ended.
@@ -148,22 +167,23 @@ impl Close {
 ///
 /// Limits: of a side that is not read, because the other does not take what it sent, a reset is
 /// seen only once its bytes are gone. Dropping the future ends nothing; `meter` keeps the counts.
-pub async fn relay<A, B>(
-    client: &mut A,
-    server: &mut B,
+pub fn relay<'a, A, B>(
+    client: &'a mut A,
+    server: &'a mut B,
     early: Early,
-    limits: &Limits,
-    meter: &Meter,
-    watch: &mut (dyn Watch + Send),
-) -> End
+    limits: &'a Limits,
+    meter: &'a Meter,
+    watch: &'a mut (dyn Watch + Send),
+) -> impl Future<Output = End> + use<'a, A, B>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Stream,
+    B: Stream,
 {
     let now = Instant::now();
     if !early.from_server.is_empty() {
         meter.server_spoke(now);
     }
+    let client_spoke = (!early.from_client.is_empty()).then_some(now);
     watch.client(&early.from_client, now);
     watch.server(&early.from_server, now);
     let mut relay = Relay {
@@ -176,12 +196,16 @@ where
         clock: now,
         has_unanswered: false,
         idle_before: Duration::ZERO,
+        client_spoke,
         verdict: None,
         client: None,
         server: None,
     };
-    let mut timer = pin!(sleep_until(now + limits.idle));
-    poll_fn(|cx| relay.poll(cx, client, server, timer.as_mut())).await
+    // It is not an async fn, which would keep its arguments beside what is made of them.
+    async move {
+        let mut timer = pin!(sleep_until(now + limits.idle));
+        poll_fn(|cx| relay.poll(cx, client, server, timer.as_mut())).await
+    }
 }
 
 struct Relay<'a> {
@@ -197,6 +221,7 @@ struct Relay<'a> {
     clock: Instant,
     has_unanswered: bool,
     idle_before: Duration,
+    client_spoke: Option<Instant>,
     /// The first event, and the silence before it.
     verdict: Option<(Reason, Duration)>,
     client: Option<Close>,
@@ -212,21 +237,27 @@ impl Relay<'_> {
         timer: Pin<&mut Sleep>,
     ) -> Poll<End>
     where
-        A: AsyncRead + AsyncWrite + Unpin,
-        B: AsyncRead + AsyncWrite + Unpin,
+        A: Stream,
+        B: Stream,
     {
         let watch = &mut *self.watch;
         let now = Instant::now();
+        let is_watched = !watch.is_satisfied();
         let (up, down) = with_scratch(|scratch| {
             let mut seen = |bytes: &[u8]| watch.client(bytes, now);
-            let up = self.up.poll(cx, client, server, scratch, &mut seen);
+            let up = self
+                .up
+                .poll(cx, client, server, scratch, is_watched, &mut seen);
             if let Poll::Ready(Err(Broken::Write(_))) = up {
                 // The write took the connection's error with it: what the server's side reads as
                 // its end now is none.
                 self.down.keep_end();
             }
             let mut seen = |bytes: &[u8]| watch.server(bytes, now);
-            (up, self.down.poll(cx, server, client, scratch, &mut seen))
+            let down = self
+                .down
+                .poll(cx, server, client, scratch, is_watched, &mut seen);
+            (up, down)
         });
         let (sent, received) = (self.up.take_moved(), self.down.take_moved());
         if sent.is_some() || received.is_some() {
@@ -252,6 +283,9 @@ impl Relay<'_> {
         if sent.is_some() && !self.has_unanswered {
             self.idle_before = now - self.last_byte;
             self.has_unanswered = true;
+        }
+        if sent.is_some() {
+            self.client_spoke = Some(now);
         }
         if received.is_some() {
             self.idle_before = Duration::ZERO;
@@ -367,6 +401,7 @@ impl Relay<'_> {
             server: self.server.unwrap_or(Close::Local),
             idle,
             idle_before: self.idle_before,
+            client_spoke: self.client_spoke,
             waiting: Waiting {
                 client_to_read: self.down.is_blocked(),
                 server_to_read: self.up.is_blocked(),

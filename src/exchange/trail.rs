@@ -31,20 +31,20 @@ pub(super) struct Story {
     resolved: Vec<IpAddr>,
     dns_source: Option<&'static str>,
     response_code: Option<&'static str>,
-    facts: Option<Facts>,
+    facts: Option<Box<Facts>>,
     connect: Option<Duration>,
     pub(super) connected: Option<Instant>,
     upstream: Option<(Arc<str>, Option<Duration>)>,
     /// The attempts that were under way when their dial was dropped.
     abandoned: Vec<usize>,
-    reply: Option<ReplyFacts>,
+    reply: Option<Box<ReplyFacts>>,
     pub(super) first_byte: Option<Duration>,
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
     would: Option<Arc<str>>,
     notes: Vec<&'static str>,
     /// What a handshake of our own showed.
-    tls: Option<Tls>,
+    tls: Option<Box<Tls>>,
 }
 
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Trail {
         story.resolved.clone_from(&found.addresses);
         story.dns_source = Some(found.source.as_str());
         story.response_code = found.facts.response_code();
-        story.facts = Some(found.facts.clone());
+        story.facts = Some(Box::new(found.facts.clone()));
         drop(story);
         if found.facts.is_suffixed {
             self.note("dns.search_suffix");
@@ -133,7 +133,7 @@ impl Trail {
         let mut story = self.story();
         story.dns = Some((name.to_owned(), took));
         story.response_code = error.response_code();
-        story.facts = Some((*error.facts).clone());
+        story.facts = Some(Box::new((*error.facts).clone()));
     }
 
     /// Notes addresses that needed no lookup.
@@ -166,6 +166,7 @@ impl Trail {
         }
         let mut story = self.story();
         let hop = story.hop.clone().unwrap_or_default();
+        story.attempts.reserve_exact(1);
         story.attempts.push(Attempt {
             hop,
             address: Some(attempt.address),
@@ -193,6 +194,7 @@ impl Trail {
     pub fn reused(&self, hop: &Arc<str>, socket: &Socket) {
         let mut story = self.story();
         story.hop = Some(hop.clone());
+        story.attempts.reserve_exact(1);
         story.attempts.push(Attempt {
             hop: hop.clone(),
             address: Some(socket.peer()),
@@ -218,6 +220,7 @@ impl Trail {
         let mut story = self.story();
         let hop = story.hop.clone().unwrap_or_default();
         let cause = Some(cause.id());
+        story.attempts.reserve_exact(1);
         story.attempts.push(Attempt {
             hop,
             address: None,
@@ -250,7 +253,7 @@ impl Trail {
 
     /// Notes what an upstream answered beside a 200.
     pub fn replied(&self, reply: &Reply) {
-        self.story().reply = Some(ReplyFacts {
+        self.story().reply = Some(Box::new(ReplyFacts {
             status: reply.status.as_u16(),
             reason: (!reply.reason.is_empty()).then(|| quote(&reply.reason)),
             proxy_status: reply.proxy_status.as_deref().map(quote),
@@ -261,7 +264,7 @@ impl Trail {
                 .map(|scheme| quote(scheme))
                 .collect(),
             body: (!reply.body.is_empty()).then(|| quote(&reply.body)),
-        });
+        }));
     }
 
     /// Notes the certificate of a handshake of our own that was finished.
@@ -271,7 +274,7 @@ impl Trail {
             ..Tls::default()
         };
         evidence::tell_certificate(judgement, &mut tls);
-        self.story().tls = Some(tls);
+        self.story().tls = Some(Box::new(tls));
     }
 
     /// Notes the first byte of the server, counted from the connection.
@@ -291,7 +294,7 @@ impl Story {
             record.dns_question = Some(asked.cloned().unwrap_or(name));
             record.dns_ms = Some(millis(took));
         }
-        record.dns = self.facts.as_ref().and_then(dns_of).map(Box::new);
+        record.dns = self.facts.as_deref().and_then(dns_of).map(Box::new);
         record.dns_resolved = std::mem::take(&mut self.resolved);
         record.dns_source = self.dns_source;
         record.dns_response_code = self.response_code.map(str::to_owned);

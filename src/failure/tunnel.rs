@@ -487,6 +487,7 @@ mod tests {
                 idle: Duration::from_secs(seconds),
                 idle_before: Duration::ZERO,
                 waiting: Waiting::default(),
+                client_spoke: None,
             },
             tls: Facts {
                 state,

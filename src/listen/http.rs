@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,6 +22,7 @@ use crate::cause::Phase;
 use crate::exchange::{Exchange, Presence};
 use crate::failure::{Failure, HeadError, RequestError};
 use crate::net::socket::Socket;
+use crate::proxy::tunnel::Tunnel;
 use crate::proxy::{Caller, Proxy, respond};
 use crate::target::MAX_TARGET;
 
@@ -44,6 +46,18 @@ enum Ended {
     Cut,
 }
 
+/// What is to be done with a connection when HTTP on it is over.
+enum Next {
+    /// Nothing: it is cut.
+    Drop,
+    /// It is a tunnel; these bytes came behind its request.
+    Tunnel(Tunnel, Bytes),
+    /// What came on it did not become a request.
+    Refuse(Failure),
+    /// Its last answer is to arrive.
+    Linger,
+}
+
 /// Serves a connection to its end.
 pub(super) async fn serve(
     proxy: Arc<Proxy>,
@@ -51,6 +65,25 @@ pub(super) async fn serve(
     presence: Arc<Presence>,
     closing: CancellationToken,
 ) {
+    // In a box, so that a tunnel, which may stay for hours, does not keep the room that HTTP needed.
+    let http = Box::pin(speak(&proxy, &socket, &presence, closing));
+    let tunnel = match http.await {
+        Next::Tunnel(tunnel, behind) => tunnel.run(socket, behind),
+        Next::Refuse(failure) => return refuse(&proxy, &presence, socket, failure).await,
+        Next::Linger => return linger(socket).await,
+        Next::Drop => return,
+    };
+    drop((proxy, presence));
+    tunnel.await;
+}
+
+/// Speaks HTTP for as long as it lasts.
+async fn speak(
+    proxy: &Arc<Proxy>,
+    socket: &Socket,
+    presence: &Arc<Presence>,
+    closing: CancellationToken,
+) -> Next {
     let caller = Arc::new(Caller::new(presence.clone(), socket.clone()));
     let shared = Arc::new(Shared::default());
     let timeouts = proxy.snapshot.load().policy.timeouts.clone();
@@ -101,23 +134,19 @@ pub(super) async fn serve(
     // What is left of a request is dropped here, and says so in its record.
     let behind = connection.into_parts().read_buf;
     let failure = match ended {
-        Ended::Cut => return,
+        Ended::Cut => return Next::Drop,
         Ended::Closing => Some(Failure::Shutdown {
             phase: Phase::Client,
         }),
         Ended::Left => head_error(&mut shared.learned(), None, &behind),
         Ended::Http(result) => {
             if let Some(tunnel) = caller.take_tunnel() {
-                drop(caller);
-                return tunnel.run(socket, behind).await;
+                return Next::Tunnel(tunnel, behind);
             }
             head_error(&mut shared.learned(), Some(result), &behind)
         }
     };
-    match failure {
-        Some(failure) => refuse(&proxy, &presence, socket, failure).await,
-        None => linger(socket).await,
-    }
+    failure.map_or(Next::Linger, Next::Refuse)
 }
 
 /// Answers what did not become a request, as far as it can be answered, and leaves its record.

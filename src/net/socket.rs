@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::pipe::Pipe;
 use super::tcp_info::TcpInfo;
 
 /// Between two keepalive probes that go unanswered.
@@ -28,8 +29,11 @@ const KEEPALIVE_PROBES: u32 = 4;
 /// Tokio keeps one waker per direction: of all handles, one task at a time may read and one may write.
 /// Any number may wait for [`Socket::departure`] or [`Socket::reset`].
 #[derive(Clone, Debug)]
-pub struct Socket {
-    stream: Arc<TcpStream>,
+pub struct Socket(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    stream: TcpStream,
     peer: SocketAddr,
     local: SocketAddr,
     since: Instant,
@@ -58,50 +62,50 @@ impl Socket {
 
     /// Takes over a connected stream whose ends are known, with Nagle's algorithm off already.
     pub fn between(stream: TcpStream, peer: SocketAddr, local: SocketAddr) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             peer,
             local,
-            stream: Arc::new(stream),
+            stream,
             since: Instant::now(),
-        }
+        }))
     }
 
     /// The other end, as it was when the connection began.
     pub fn peer(&self) -> SocketAddr {
-        self.peer
+        self.0.peer
     }
 
     /// Our end.
     pub fn local(&self) -> SocketAddr {
-        self.local
+        self.0.local
     }
 
     /// Probes the peer as [`probes`] says.
     pub fn keepalive(&self, idle: Duration) -> io::Result<()> {
-        SockRef::from(&*self.stream).set_tcp_keepalive(&probes(idle))
+        SockRef::from(&self.0.stream).set_tcp_keepalive(&probes(idle))
     }
 
     /// When the connection was there.
     pub fn since(&self) -> Instant {
-        self.since
+        self.0.since
     }
 
     /// What the kernel knows of it now.
     pub fn tcp_info(&self) -> io::Result<TcpInfo> {
-        TcpInfo::of(&*self.stream)
+        TcpInfo::of(&self.0.stream)
     }
 
     /// Makes the close send RST instead of FIN; what was written and not yet sent is dropped.
     ///
     /// It happens when the last handle is dropped. A later `shutdown` still sends a FIN.
     pub fn reset_on_close(&self) -> io::Result<()> {
-        SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO))
+        SockRef::from(&self.0.stream).set_linger(Some(Duration::ZERO))
     }
 
     /// Whether [`Socket::reset_on_close`] was called.
     pub fn resets_on_close(&self) -> bool {
         matches!(
-            SockRef::from(&*self.stream).linger(),
+            SockRef::from(&self.0.stream).linger(),
             Ok(Some(Duration::ZERO))
         )
     }
@@ -143,7 +147,7 @@ impl Socket {
         seen: impl Fn(tokio::io::Ready) -> Option<T>,
     ) -> T {
         loop {
-            match self.stream.ready(interest).await {
+            match self.0.stream.ready(interest).await {
                 Ok(ready) => {
                     if let Some(found) = seen(ready) {
                         return found;
@@ -155,9 +159,34 @@ impl Socket {
             // Some other event of this interest (urgent data): it must be cleared, or the next wait
             // returns at once. "Would block" does that, but not to what is final.
             let clear: io::Result<()> = self
+                .0
                 .stream
                 .try_io(interest, || Err(io::ErrorKind::WouldBlock.into()));
             drop(clear);
+        }
+    }
+
+    /// Takes what has come into an empty `pipe`; zero is the end of the peer's direction.
+    pub fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.stream.poll_read_ready(cx))?;
+            let fill = || pipe.fill(&self.0.stream);
+            match self.0.stream.try_io(Interest::READABLE, fill) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
+    }
+
+    /// Sends bytes of `pipe`, as many as there is room for.
+    pub fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.stream.poll_write_ready(cx))?;
+            let drain = || pipe.drain(&self.0.stream);
+            match self.0.stream.try_io(Interest::WRITABLE, drain) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome),
+            }
         }
     }
 
@@ -169,10 +198,10 @@ impl Socket {
         mut write: impl FnMut(&mut &socket2::Socket) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.stream.poll_write_ready(cx))?;
+            ready!(self.0.stream.poll_write_ready(cx))?;
             let mut written = None;
-            let outcome = self.stream.try_io(Interest::WRITABLE, || {
-                let socket = SockRef::from(&*self.stream);
+            let outcome = self.0.stream.try_io(Interest::WRITABLE, || {
+                let socket = SockRef::from(&self.0.stream);
                 let n = write(&mut &*socket)?;
                 written = Some(n);
                 would_block_if(n < len)
@@ -213,12 +242,12 @@ impl AsyncRead for Socket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.stream.poll_read_ready(cx))?;
+            ready!(self.0.stream.poll_read_ready(cx))?;
             let outcome = if buf.initialized().len() == buf.capacity() {
                 let room = buf.initialize_unfilled();
                 let mut filled = None;
-                let outcome = self.stream.try_io(Interest::READABLE, || {
-                    let n = (&*SockRef::from(&*self.stream)).read(room)?;
+                let outcome = self.0.stream.try_io(Interest::READABLE, || {
+                    let n = (&*SockRef::from(&self.0.stream)).read(room)?;
                     filled = Some(n);
                     would_block_if(n > 0 && n < room.len())
                 });
@@ -231,7 +260,7 @@ impl AsyncRead for Socket {
                 }
             } else {
                 // Not all of it was ever written to: this way needs no zeroing.
-                self.stream.try_read_buf(buf).map(drop)
+                self.0.stream.try_read_buf(buf).map(drop)
             };
             match outcome {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -270,7 +299,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A connection that is gone has nothing left to end.
         Poll::Ready(
-            match SockRef::from(&*self.stream).shutdown(Shutdown::Write) {
+            match SockRef::from(&self.0.stream).shutdown(Shutdown::Write) {
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
                 outcome => outcome,
             },
@@ -361,7 +390,7 @@ pub(crate) mod tests {
             ours.read_exact(&mut five).await.unwrap();
         }
         peer.write_all(b"unread").await.unwrap();
-        ours.stream.readable().await.unwrap();
+        ours.0.stream.readable().await.unwrap();
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
@@ -379,7 +408,7 @@ pub(crate) mod tests {
             let (mut peer, mut ours) = pair().await;
             peer.write_all(data.as_bytes()).await.unwrap();
             if !data.is_empty() {
-                ours.stream.readable().await.unwrap();
+                ours.0.stream.readable().await.unwrap();
             }
             reset(peer);
             assert_eq!(ours.departure().await, Departure::Rst, "{data:?}");
@@ -415,7 +444,9 @@ pub(crate) mod tests {
         let mut tasks = JoinSet::new();
         let polls = counted(&mut tasks, async move { watched.departure().await });
         tokio::task::yield_now().await;
-        SockRef::from(&*peer.stream).send_out_of_band(b"!").unwrap();
+        SockRef::from(&peer.0.stream)
+            .send_out_of_band(b"!")
+            .unwrap();
         peer.write_all(b"x").await.unwrap();
         assert_eq!(ours.read_u8().await.unwrap(), b'x');
         assert!(polls.load(Ordering::Relaxed) < 4);
@@ -457,7 +488,7 @@ pub(crate) mod tests {
         let (peer, ours) = pair().await;
         assert_eq!((peer.peer(), peer.local()), (ours.local(), ours.peer()));
         ours.keepalive(Duration::from_mins(1)).unwrap();
-        let socket = SockRef::from(&*ours.stream);
+        let socket = SockRef::from(&ours.0.stream);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap().as_secs(), 60);
         assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 15);

@@ -57,7 +57,9 @@ impl Tunnel {
     /// request.
     ///
     /// FIN stays FIN and RST stays RST.
-    pub async fn run(self, mut client: Socket, behind: Bytes) {
+    // An async block uses what it captures in place, where an async fn keeps its arguments a second time: this future is
+    // the larger part of what an idle tunnel costs.
+    pub fn run(self, mut client: Socket, behind: Bytes) -> impl Future<Output = ()> + Send {
         let Self {
             ends:
                 Ends {
@@ -70,44 +72,48 @@ impl Tunnel {
             roots,
             tracker,
         } = self;
-        let early = Early {
-            from_client: behind,
-            from_server: early,
-        };
         exchange.trail().enter(Phase::Tunnel);
         // The client's connection has it from its listener.
         if let Err(error) = server.keepalive(TCP_KEEPALIVE) {
             tracing::debug!(%error, "set TCP keepalive");
         }
+        let early = Early {
+            from_client: behind,
+            from_server: early,
+        };
         let limits = relay::Limits {
             idle: timeouts.idle,
             half_closed_idle: HALF_CLOSED_IDLE,
         };
-        let meter = exchange.meter().clone();
-        let cut = exchange.presence().cut.clone();
         let mut witness = Witness::new(&client, &server);
-        let end = tokio::select! {
-            end = relay(&mut client, &mut server, early, &limits, &meter, &mut witness) => end,
-            () = cut.cancelled() => {
+        async move {
+            let meter = exchange.meter();
+            let end = tokio::select! {
+                end = relay(&mut client, &mut server, early, &limits, meter, &mut witness) => Some(end),
+                () = exchange.presence().cut.cancelled() => None,
+            };
+            let Some(end) = end else {
                 reset(&client);
                 reset(&server);
-                return exchange.fail(&Failure::Shutdown { phase: Phase::Tunnel });
+                return exchange.fail(&Failure::Shutdown {
+                    phase: Phase::Tunnel,
+                });
+            };
+            // Also where a FIN came first: what the other side still waits for will not come whole.
+            if matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
+                reset(&server);
             }
-        };
-        // Also where a FIN came first: what the other side still waits for will not come whole.
-        if matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
-            reset(&server);
+            if matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
+                reset(&client);
+            }
+            let mut ending = Box::new(witness.ending(end, is_end_to_end));
+            // Nobody waits for a judgement.
+            drop((client, server));
+            if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
+                ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
+            }
+            exchange.end(ending);
         }
-        if matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
-            reset(&client);
-        }
-        let mut ending = witness.ending(end, is_end_to_end);
-        // Nobody waits for a judgement.
-        drop((client, server));
-        if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
-            ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
-        }
-        exchange.end(ending);
     }
 }
 
@@ -116,8 +122,7 @@ struct Witness {
     ledger: Ledger,
     client: Socket,
     server: Socket,
-    last_write: Option<Instant>,
-    first: Option<Moment>,
+    first: Option<Box<Moment>>,
 }
 
 /// The two connections at the first event.
@@ -134,7 +139,6 @@ impl Witness {
             ledger: Ledger::default(),
             client: client.clone(),
             server: server.clone(),
-            last_write: None,
             first: None,
         }
     }
@@ -154,14 +158,17 @@ impl Witness {
     }
 
     fn ending(self, end: End, is_end_to_end: bool) -> Ending {
-        let moment = self.first.unwrap_or_else(|| self.moment(Instant::now()));
+        let moment = match &self.first {
+            Some(first) => **first,
+            None => self.moment(Instant::now()),
+        };
         Ending {
-            end,
             tls: self.ledger.facts(),
             client: moment.client,
             server: moment.server,
-            since_write: self.last_write.map(|last| moment.at - last),
+            since_write: end.client_spoke.map(|last| moment.at - last),
             since_connect: moment.at - self.server.since(),
+            end,
             is_end_to_end,
             certificate: None,
         }
@@ -169,11 +176,12 @@ impl Witness {
 }
 
 impl Watch for Witness {
+    fn is_satisfied(&self) -> bool {
+        self.ledger.is_over()
+    }
+
     fn client(&mut self, bytes: &[u8], now: Instant) {
-        if !bytes.is_empty() {
-            self.last_write = Some(now);
-            self.ledger.client(bytes, now);
-        }
+        self.ledger.client(bytes, now);
     }
 
     fn server(&mut self, bytes: &[u8], now: Instant) {
@@ -183,7 +191,7 @@ impl Watch for Witness {
     fn event(&mut self, reason: &Reason, now: Instant) {
         // Our own limit may pass long behind a FIN: who was waited for is told by the moment of the limit.
         if self.first.is_none() || matches!(reason, Reason::Idle { .. }) {
-            self.first = Some(self.moment(now));
+            self.first = Some(Box::new(self.moment(now)));
         }
     }
 
@@ -236,7 +244,7 @@ mod tests {
         witness.event(&Reason::ClientFin, Instant::now());
         server.write_all(b"the rest of a request").await.unwrap();
         witness.event(&Reason::ServerFin, Instant::now());
-        let sent = |witness: &Witness| witness.first.unwrap().server.unwrap().bytes_sent;
+        let sent = |witness: &Witness| witness.first.as_ref().unwrap().server.unwrap().bytes_sent;
         assert_eq!(sent(&witness), 0, "the first event counts");
         let after = Duration::from_mins(1);
         witness.event(&Reason::Idle { after }, Instant::now());
@@ -247,6 +255,7 @@ mod tests {
             idle: after,
             idle_before: Duration::ZERO,
             waiting: Waiting::default(),
+            client_spoke: None,
         };
         let ending = witness.ending(end, true);
         assert_eq!(ending.server.unwrap().bytes_sent, 21);

@@ -6,25 +6,36 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::net::pipe::Pipe;
 use crate::net::socket::Socket;
 use crate::net::socket::tests::pair;
 
 /// A relay that nobody watches.
 async fn carry<A, B>(near: &mut A, far: &mut B, early: Early, meter: &Meter) -> End
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Stream,
+    B: Stream,
 {
     relay(near, far, early, &LIMITS, meter, &mut Nobody).await
+}
+
+impl Stream for DuplexStream {
+    fn socket(&self) -> Option<&Socket> {
+        None
+    }
 }
 
 /// Looks at nothing.
 struct Nobody;
 
 impl Watch for Nobody {
+    fn is_satisfied(&self) -> bool {
+        true
+    }
     fn client(&mut self, _: &[u8], _: Instant) {}
     fn server(&mut self, _: &[u8], _: Instant) {}
     fn event(&mut self, _: &Reason, _: Instant) {}
@@ -266,12 +277,39 @@ async fn what_a_server_said_before_its_reset_still_arrives() {
     assert_eq!((end.server, meter.down()), (Close::Rst, 5));
 }
 
-#[tokio::test]
-async fn megabytes_pass_both_ways_at_once_unharmed() {
-    const SIZE: usize = 4 << 20;
+/// Counts what it is told, and wants to be told all or nothing.
+struct Count {
+    is_satisfied: bool,
+    seen: usize,
+}
+
+impl Watch for Count {
+    fn is_satisfied(&self) -> bool {
+        self.is_satisfied
+    }
+    fn client(&mut self, bytes: &[u8], _: Instant) {
+        self.seen += bytes.len();
+    }
+    fn server(&mut self, bytes: &[u8], _: Instant) {
+        self.seen += bytes.len();
+    }
+    fn event(&mut self, _: &Reason, _: Instant) {}
+    fn is_final(&self, _: &Reason) -> bool {
+        false
+    }
+}
+
+const SIZE: usize = 4 << 20;
+
+/// Carries [`SIZE`] bytes each way at once; how many the watch was told.
+async fn carry_megabytes(is_satisfied: bool) -> usize {
     let (client, mut near) = connection().await;
     let (server, mut far) = connection().await;
     let meter = Meter::new();
+    let mut count = Count {
+        is_satisfied,
+        seen: 0,
+    };
     let side = async |stream: TcpStream, seed: u8| {
         let sent: Vec<u8> = (0..SIZE)
             .map(|at| u8::try_from(at % 251).unwrap().wrapping_add(seed))
@@ -288,11 +326,10 @@ async fn megabytes_pass_both_ways_at_once_unharmed() {
         wrote.unwrap();
         (sent, heard)
     };
-    let ((), (from_client, to_client), (from_server, to_server)) = in_time(REAL, async {
+    let early = Early::default();
+    let (end, (from_client, to_client), (from_server, to_server)) = in_time(REAL, async {
         tokio::join!(
-            async {
-                carry(&mut near, &mut far, Early::default(), &meter).await;
-            },
+            relay(&mut near, &mut far, early, &LIMITS, &meter, &mut count),
             side(client, 1),
             side(server, 2)
         )
@@ -300,6 +337,104 @@ async fn megabytes_pass_both_ways_at_once_unharmed() {
     .await;
     assert!(from_client == to_server && from_server == to_client);
     assert_eq!((meter.up(), meter.down()), (SIZE as u64, SIZE as u64));
+    assert_eq!((end.client, end.server), (Close::Fin, Close::Fin));
+    count.seen
+}
+
+#[tokio::test]
+async fn megabytes_pass_both_ways_at_once_unharmed() {
+    assert_eq!(carry_megabytes(false).await, 2 * SIZE);
+    assert!(carry_megabytes(true).await < SIZE, "nothing was spliced");
+}
+
+#[tokio::test]
+async fn where_no_pipe_is_left_bytes_are_copied() {
+    let _all: Vec<_> = std::iter::from_fn(Pipe::borrow).collect();
+    carry_megabytes(true).await;
+}
+
+/// A tunnel through which the server pours until `stop` of its bytes have come to the client.
+async fn pour(stop: usize) -> (TcpStream, TcpStream, JoinSet<(End, Meter)>) {
+    let (mut client, mut near) = connection().await;
+    let (mut server, mut far) = connection().await;
+    let limits = Limits {
+        idle: Duration::from_secs(1),
+        ..LIMITS
+    };
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        let meter = Meter::new();
+        let early = Early::default();
+        let end = relay(&mut near, &mut far, early, &limits, &meter, &mut Nobody).await;
+        (end, meter)
+    });
+    let mut heard = vec![0; stop];
+    let pouring = async {
+        loop {
+            server.write_all(&[7; 16 << 10]).await.unwrap();
+        }
+    };
+    tokio::select! {
+        read = client.read_exact(&mut heard) => drop(read.unwrap()),
+        () = pouring => {}
+    }
+    (client, server, running)
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_bulk_is_what_is_waited_for() {
+    let (client, mut server, mut running) = pour(SIZE).await;
+    let stuck = timeout(Duration::from_millis(500), async {
+        loop {
+            server.write_all(&[7; 16 << 10]).await.unwrap();
+        }
+    });
+    assert!(stuck.await.is_err());
+    let (end, meter) = in_time(REAL, running.join_next()).await.unwrap().unwrap();
+    assert!(matches!(end.reason, Reason::Idle { .. }), "{end:?}");
+    assert!(end.waiting.client_to_read && !end.waiting.server_to_answer);
+    assert!(meter.down() >= SIZE as u64);
+    drop(client);
+}
+
+#[tokio::test]
+async fn who_reset_bulk_is_told() {
+    for is_client in [true, false] {
+        let (mut client, server, mut running) = pour(SIZE).await;
+        let other = if is_client {
+            reset(client);
+            server
+        } else {
+            reset(server);
+            let mut rest = Vec::new();
+            // What came before the reset, which the relay's owner would pass on.
+            drop(timeout(Duration::from_millis(200), client.read_to_end(&mut rest)).await);
+            client
+        };
+        let (end, _) = in_time(REAL, running.join_next()).await.unwrap().unwrap();
+        let told = (
+            matches!(end.reason, Reason::ClientReset(_)),
+            matches!(end.reason, Reason::ServerReset(_)),
+        );
+        assert_eq!(told, (is_client, !is_client), "{end:?}");
+        drop(other);
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_rests_has_no_pipe() {
+    let (mut client, server, mut running) = pour(SIZE).await;
+    let mut rest = vec![0; SIZE];
+    drop(timeout(Duration::from_millis(200), client.read_exact(&mut rest)).await);
+    in_time(REAL, async {
+        // Other tests may have some.
+        while Pipe::lent() > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(running.try_join_next().is_none());
+    drop((client, server));
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
+
+use super::Stream;
+use crate::net::pipe::Pipe;
 
 /// One read. TLS records are about this long, and it is what a side that does not read costs.
 pub(super) const CHUNK: usize = 16 * 1024;
@@ -40,8 +43,11 @@ pub(super) enum Broken {
 pub(super) struct Way {
     /// Read and not yet written.
     rest: Bytes,
+    /// The same, in the kernel; there is never both.
+    pipe: Option<Pipe>,
+    /// The last read was as long as it could be: what comes is worth a pipe.
+    is_bulk: bool,
     stage: Stage,
-    needs_flush: bool,
     /// The end is not to be passed on.
     keeps_end: bool,
     has_moved: bool,
@@ -62,9 +68,15 @@ impl Way {
     /// A way that begins with `early`.
     pub(super) fn new(early: Bytes) -> Self {
         Self {
-            rest: early,
+            // Even an empty one holds on to the buffer that it was cut from.
+            rest: if early.is_empty() {
+                Bytes::new()
+            } else {
+                early
+            },
+            pipe: None,
+            is_bulk: false,
             stage: Stage::Flowing,
-            needs_flush: false,
             keeps_end: false,
             has_moved: false,
             written: 0,
@@ -83,12 +95,13 @@ impl Way {
 
     /// Whether the writer has not taken all that was read.
     pub(super) fn is_blocked(&self) -> bool {
-        !self.rest.is_empty()
+        !self.rest.is_empty() || self.pipe.is_some()
     }
 
     /// Gives the way up: there is nobody to write to.
     pub(super) fn abandon(&mut self) {
         self.rest = Bytes::new();
+        self.pipe = None;
         self.stage = Stage::Abandoned;
     }
 
@@ -103,66 +116,110 @@ impl Way {
         std::mem::take(&mut self.has_moved).then_some(written)
     }
 
-    /// Carries what can be carried now; `Ready` when the way is done or has failed.
-    pub(super) fn poll<R, W>(
+    /// Carries what can be carried now; `Ready` when the way is done or has failed. What is told to `seen` is copied;
+    /// `is_watched` says that all must be told.
+    pub(super) fn poll<R: Stream, W: Stream>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
         scratch: &mut [u8],
+        is_watched: bool,
         seen: &mut dyn FnMut(&[u8]),
-    ) -> Poll<Result<(), Broken>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        let mut writer = Pin::new(writer);
+    ) -> Poll<Result<(), Broken>> {
         for _ in 0..READS_PER_POLL {
-            while !self.rest.is_empty() {
-                let result = ready!(writer.as_mut().poll_write(cx, &self.rest));
-                let n = self.wrote(result)?;
-                self.rest.advance(n);
-                if self.rest.is_empty() {
-                    self.rest = Bytes::new();
-                }
-            }
+            ready!(self.poll_held(cx, writer))?;
             match self.stage {
                 Stage::Done | Stage::Abandoned => return Poll::Ready(Ok(())),
                 Stage::Ended => {
                     if !self.keeps_end {
-                        ready!(writer.as_mut().poll_shutdown(cx)).map_err(Broken::Write)?;
+                        ready!(Pin::new(writer).poll_shutdown(cx)).map_err(Broken::Write)?;
                     }
                     self.stage = Stage::Done;
                     return Poll::Ready(Ok(()));
                 }
                 Stage::Flowing => {}
             }
-            let mut buffer = ReadBuf::new(scratch);
-            if Pin::new(&mut *reader)
-                .poll_read(cx, &mut buffer)
-                .map_err(Broken::Read)?
-                .is_pending()
-            {
-                if self.needs_flush {
-                    ready!(writer.as_mut().poll_flush(cx)).map_err(Broken::Write)?;
-                    self.needs_flush = false;
-                }
-                return Poll::Pending;
+            let spliced = if self.is_bulk && !is_watched {
+                self.poll_splice(cx, reader, writer)
+            } else {
+                None
+            };
+            let read = spliced.unwrap_or_else(|| self.poll_copy(cx, reader, writer, scratch, seen));
+            match read {
+                Poll::Ready(Ok(0)) => self.stage = Stage::Ended,
+                Poll::Ready(Ok(_)) => self.has_moved = true,
+                Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
+                Poll::Pending => return Poll::Pending,
             }
-            let mut data = buffer.filled();
-            if data.is_empty() {
-                self.stage = Stage::Ended;
-                continue;
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what was read before.
+    fn poll_held<W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut W,
+    ) -> Poll<Result<(), Broken>> {
+        while !self.rest.is_empty() {
+            let result = ready!(Pin::new(&mut *writer).poll_write(cx, &self.rest));
+            let n = self.wrote(result)?;
+            self.rest.advance(n);
+            if self.rest.is_empty() {
+                self.rest = Bytes::new();
             }
+        }
+        while let (Some(pipe), Some(socket)) = (&mut self.pipe, writer.socket()) {
+            let result = ready!(socket.poll_drain(cx, pipe));
+            if pipe.held() == 0 {
+                self.pipe = None;
+            }
+            self.wrote(result)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+    /// Reads once into the scratch and writes what the writer takes of it.
+    fn poll_copy<R: Stream, W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        scratch: &mut [u8],
+        seen: &mut dyn FnMut(&[u8]),
+    ) -> Poll<Result<usize, Broken>> {
+        let mut buffer = ReadBuf::new(scratch);
+        ready!(Pin::new(reader).poll_read(cx, &mut buffer)).map_err(Broken::Read)?;
+        self.is_bulk = buffer.remaining() == 0;
+        let mut data = buffer.filled();
+        let read = data.len();
+        if read > 0 {
             self.has_moved = true;
             seen(data);
-            if let Poll::Ready(result) = writer.as_mut().poll_write(cx, data) {
+            if let Poll::Ready(result) = Pin::new(writer).poll_write(cx, data) {
                 data.advance(self.wrote(result)?);
             }
             self.rest = Bytes::copy_from_slice(data);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads once into a pipe; `None` where there is none to be had, or nothing to splice.
+    fn poll_splice<R: Stream, W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &R,
+        writer: &W,
+    ) -> Option<Poll<Result<usize, Broken>>> {
+        let (from, _) = reader.socket().zip(writer.socket())?;
+        let mut pipe = Pipe::borrow()?;
+        let filled = from.poll_fill(cx, &mut pipe);
+        if pipe.held() > 0 {
+            self.is_bulk = pipe.held() >= CHUNK;
+            self.pipe = Some(pipe);
+        }
+        Some(filled.map_err(Broken::Read))
     }
 
     fn wrote(&mut self, result: io::Result<usize>) -> Result<usize, Broken> {
@@ -170,7 +227,6 @@ impl Way {
             Ok(0) => Err(Broken::Write(io::ErrorKind::WriteZero.into())),
             Ok(n) => {
                 self.has_moved = true;
-                self.needs_flush = true;
                 self.written += n as u64;
                 Ok(n)
             }

@@ -3,6 +3,9 @@
 /// The longest record of the standard, with room for what encryption adds (RFC 8446, section 5.2).
 const MAX_RECORD: usize = 16_384 + 256;
 
+/// Kind, version, length.
+const HEADER: usize = 5;
+
 /// The longest handshake message that is kept: post-quantum hellos and long chains are far below it.
 const MAX_MESSAGE: usize = 64 * 1024;
 
@@ -30,7 +33,9 @@ pub(super) enum Piece<'a> {
 /// Splits a stream into records, keeping none of them.
 #[derive(Debug, Default)]
 pub(super) struct Records {
-    header: Vec<u8>,
+    header: [u8; HEADER],
+    /// So much of the header was read.
+    begun: usize,
     /// Kind, length, and what is still to come of it.
     open: Option<(u8, usize, usize)>,
 }
@@ -38,7 +43,7 @@ pub(super) struct Records {
 impl Records {
     /// Whether the stream stands inside a record.
     pub(super) fn is_inside(&self) -> bool {
-        self.open.is_some() || !self.header.is_empty()
+        self.open.is_some() || self.begun > 0
     }
 
     /// Takes the next piece off `bytes`; nothing where they are used up.
@@ -64,8 +69,8 @@ impl Records {
     }
 
     fn begin<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, NotTls> {
-        while let ([first, rest @ ..], true) = (*bytes, self.header.len() < 5) {
-            let is_possible = match self.header.len() {
+        while let ([first, rest @ ..], Some(slot)) = (*bytes, self.header.get_mut(self.begun)) {
+            let is_possible = match self.begun {
                 0 => (CHANGE_CIPHER_SPEC..=APPLICATION_DATA).contains(first),
                 1 => *first == 3,
                 _ => true,
@@ -73,17 +78,19 @@ impl Records {
             if !is_possible {
                 return Err(NotTls);
             }
-            self.header.push(*first);
+            *slot = *first;
+            self.begun += 1;
             *bytes = rest;
         }
-        let [kind, _, _, high, low] = *self.header else {
+        if self.begun < HEADER {
             return Ok(None);
-        };
+        }
+        let [kind, _, _, high, low] = self.header;
         let len = usize::from(u16::from_be_bytes([high, low]));
         if len > MAX_RECORD {
             return Err(NotTls);
         }
-        self.header = Vec::new();
+        self.begun = 0;
         self.open = Some((kind, len, len));
         Ok(Some(Piece::Begin { kind, len }))
     }
