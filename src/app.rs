@@ -2,9 +2,11 @@
 
 pub mod drain;
 pub mod reload;
+pub mod workers;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +14,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::sleep;
+use socket2::{Domain, Type};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -21,25 +23,33 @@ use uuid::Uuid;
 use crate::config::LogFormat;
 use crate::listen::accept::{Acceptor, Room};
 use crate::memory::Memory;
+use crate::net::pipe::MOST as MOST_PIPES;
 use crate::net::resolve::Resolver;
+use crate::net::socket::probes;
 use crate::observe::Observe;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::respond::Identity;
 use crate::snapshot::Snapshot;
 use crate::target::canonical_ip;
+use crate::timeouts::TCP_KEEPALIVE;
 use crate::tls::trust::Roots;
 
 use drain::Drain;
+use workers::Workers;
 
 /// Connections that may be open when nobody says otherwise; fewer where the descriptors do not suffice.
 const DEFAULT_CONNECTIONS: u64 = 10_000;
 
-/// Descriptors for what is no connection: listeners, logs, the runtime, and the pipes of tunnels.
-const SPARE_DESCRIPTORS: u64 = 128 + 2 * pipe::MOST as u64;
+/// Descriptors for what is no connection: listeners, logs, runtimes, and the pipes of tunnels.
+const SPARE_DESCRIPTORS: u64 = 128 + 2 * MOST_PIPES as u64;
+const SPARE_DESCRIPTORS_OF_WORKER: u64 = 8;
+
+/// Workers end at once; one that hangs is not waited for longer.
+const LAST_WORKER: Duration = Duration::from_secs(1);
 
 /// Connections that wait in the kernel to be accepted.
-const BACKLOG: u32 = 1024;
+const BACKLOG: i32 = 1024;
 
 /// Everything about the process that a policy's rules do not say: from flags, environment and the `server` key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,11 +94,20 @@ pub enum StartError {
 
 /// Listeners that are bound and not served yet: connections to them wait.
 #[derive(Debug)]
-pub struct Bound(Vec<(Arc<str>, TcpListener)>);
+pub struct Bound(Vec<Shared>);
+
+/// One address that every worker listens on.
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    address: SocketAddr,
+    /// One for each worker.
+    listeners: Vec<TcpListener>,
+}
 
 impl Bound {
-    /// Binds every listener of the settings.
-    pub fn bind(settings: &Settings) -> Result<Self, StartError> {
+    /// Binds every listener of the settings, for so many workers.
+    pub fn bind(settings: &Settings, workers: NonZeroUsize) -> Result<Self, StartError> {
         if let Some(address) = exposed(
             settings.listen.iter().map(|(_, address)| *address),
             settings,
@@ -97,21 +116,59 @@ impl Bound {
         }
         let mut bound = Vec::with_capacity(settings.listen.len());
         for (name, address) in &settings.listen {
-            let listener = listen(*address).map_err(|source| StartError::Bind {
+            let shared = Shared::listen(name.clone(), *address, workers);
+            bound.push(shared.map_err(|source| StartError::Bind {
                 address: *address,
                 source,
-            })?;
-            bound.push((name.clone(), listener));
+            })?);
         }
         Ok(Self(bound))
     }
 
     /// The addresses, with the ports that the kernel chose.
     pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().map(|shared| shared.address).collect()
+    }
+
+    /// For how many workers.
+    fn workers(&self) -> usize {
         self.0
             .iter()
-            .filter_map(|(_, listener)| listener.local_addr().ok())
-            .collect()
+            .map(|shared| shared.listeners.len())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// What each worker listens with.
+    fn by_worker(self) -> Vec<Vec<(Arc<str>, SocketAddr, TcpListener)>> {
+        let mut workers: Vec<Vec<_>> = (0..self.workers()).map(|_| Vec::new()).collect();
+        for shared in self.0 {
+            for (worker, listener) in workers.iter_mut().zip(shared.listeners) {
+                worker.push((shared.name.clone(), shared.address, listener));
+            }
+        }
+        workers
+    }
+}
+
+impl Shared {
+    /// The kernel shares connections out among the listeners. It would do so among processes as well, ours of the day
+    /// before included: the first socket is bound and listens as one that shares nothing, and an address in use is an error.
+    fn listen(name: Arc<str>, address: SocketAddr, workers: NonZeroUsize) -> io::Result<Self> {
+        let first = listen(address, false)?;
+        first.set_reuse_port(true)?;
+        let first = TcpListener::from(first);
+        let mut shared = Self {
+            name,
+            // The kernel may have chosen the port.
+            address: first.local_addr()?,
+            listeners: vec![first],
+        };
+        for _ in 1..workers.get() {
+            let another = listen(shared.address, true)?;
+            shared.listeners.push(another.into());
+        }
+        Ok(shared)
     }
 }
 
@@ -134,7 +191,8 @@ pub fn default_connections() -> usize {
             soft
         }
     };
-    let spare = SPARE_DESCRIPTORS.min(limit / 4);
+    let workers = workers::count().get() as u64;
+    let spare = (SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_OF_WORKER * workers).min(limit / 4);
     let connections = (limit.saturating_sub(spare) / 2).clamp(1, DEFAULT_CONNECTIONS);
     if connections < DEFAULT_CONNECTIONS / 10 {
         tracing::warn!(
@@ -146,16 +204,18 @@ pub fn default_connections() -> usize {
     usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+/// A socket that listens. What is set on it, each connection that it takes has from the beginning.
+fn listen(address: SocketAddr, is_shared: bool) -> io::Result<socket2::Socket> {
+    let domain = Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, Type::STREAM.nonblocking(), None)?;
     // A restart must not wait for the connections of the process before.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(is_shared)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&probes(TCP_KEEPALIVE))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
 }
 
 /// The program, serving.
@@ -164,6 +224,7 @@ pub struct App {
     proxy: Arc<Proxy>,
     resolver: Arc<Resolver>,
     own: Vec<SocketAddr>,
+    workers: Workers,
     drain: Drain,
 }
 
@@ -175,14 +236,15 @@ impl App {
         policy: Policy,
         resolver: Resolver,
         observer: Arc<dyn Observe>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let own = bound.addresses();
+        let count = bound.workers();
         let resolver = Arc::new(resolver);
         let identity = Identity {
             name: settings.name.clone(),
             pseudonym: draw_pseudonym(),
         };
-        let snapshot = snapshot(policy, settings, &own, &resolver);
+        let snapshot = snapshot(policy, settings, &own, &resolver, count);
         let tracker = TaskTracker::new();
         let snapshot = ArcSwap::from_pointee(snapshot);
         let memory = Arc::new(Memory::new(observer));
@@ -196,29 +258,33 @@ impl App {
         });
         let drain = Drain::new(tracker, settings.drain_timeout);
         let room = Room::new(settings.connections);
-        for ((name, listener), address) in bound.0.into_iter().zip(own.iter().copied()) {
-            let (proxy, room) = (proxy.clone(), room.clone());
-            let (closing, cut) = (drain.closing(), drain.cut());
-            drain.spawn(
-                Acceptor {
-                    listener,
-                    address,
-                    name,
-                    proxy,
-                    room,
-                    closing,
-                    cut,
+        let workers = Workers::default();
+        for (worker, listeners) in bound.by_worker().into_iter().enumerate() {
+            workers.start(format!("worker-{worker}"), || {
+                for (name, address, listener) in listeners {
+                    let acceptor = Acceptor {
+                        listener: listener.try_into()?,
+                        address,
+                        name,
+                        worker,
+                        proxy: proxy.clone(),
+                        room: room.clone(),
+                        closing: drain.closing(),
+                        cut: drain.cut(),
+                    };
+                    drain.spawn(acceptor.run());
                 }
-                .run(),
-            );
+                Ok(())
+            })?;
         }
         drain.spawn(sweep(proxy.clone(), drain.closing()));
-        Self {
+        Ok(Self {
             proxy,
             resolver,
             own,
+            workers,
             drain,
-        }
+        })
     }
 
     /// Where the proxy listens.
@@ -233,7 +299,8 @@ impl App {
 
     /// Puts another policy to work. Requests that are under way keep the one that they began with.
     pub fn replace(&self, policy: Policy, settings: &Settings) {
-        let snapshot = snapshot(policy, settings, &self.own, &self.resolver);
+        let workers = self.proxy.snapshot.load().pools.len();
+        let snapshot = snapshot(policy, settings, &self.own, &self.resolver, workers);
         self.proxy.snapshot.store(Arc::new(snapshot));
     }
 
@@ -245,6 +312,9 @@ impl App {
     /// Ends the program: no new connections, then `drain_timeout` for the tunnels, or until `hurry`.
     pub async fn finish(&self, hurry: impl Future<Output = ()>) {
         self.drain.finish(hurry).await;
+        if timeout(LAST_WORKER, self.workers.finish()).await.is_err() {
+            tracing::error!("some workers did not end");
+        }
     }
 }
 
@@ -253,9 +323,11 @@ fn snapshot(
     settings: &Settings,
     own: &[SocketAddr],
     resolver: &Arc<Resolver>,
+    workers: usize,
 ) -> Snapshot {
     policy.guards.own = own.to_vec();
-    Snapshot::new(policy, settings.allow_from.clone(), resolver.clone())
+    let allow_from = settings.allow_from.clone();
+    Snapshot::new(policy, allow_from, resolver.clone(), workers)
 }
 
 /// A name for Via that tells this process from every other and says nothing else.
@@ -267,7 +339,11 @@ fn draw_pseudonym() -> String {
 async fn sweep(proxy: Arc<Proxy>, closing: CancellationToken) {
     const PAUSE: Duration = Duration::from_secs(5);
     while closing.run_until_cancelled(sleep(PAUSE)).await.is_some() {
-        proxy.snapshot.load().pool.sweep();
+        for pool in &proxy.snapshot.load().pools {
+            pool.sweep();
+        }
     }
-    proxy.snapshot.load().pool.close();
+    for pool in &proxy.snapshot.load().pools {
+        pool.close();
+    }
 }

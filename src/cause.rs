@@ -159,7 +159,7 @@ macro_rules! causes {
                     },)*
                     Self::HttpStatus(status) => $crate::cause::http_status(status),
                     Self::TlsAlertFromServer(alert) => $crate::cause::alert_from_server(alert),
-                    Self::TlsClientRejected(_) => $crate::cause::client_rejected(),
+                    Self::TlsClientRejected(alert) => $crate::cause::client_rejected(alert),
                 }
             }
         }
@@ -393,7 +393,7 @@ fn alert_from_server(alert: Alert) -> Row {
     }
 }
 
-fn client_rejected() -> Row {
+fn client_rejected(alert: Alert) -> Row {
     Row {
         id: "tls.client_rejected_certificate",
         side: Side::Client,
@@ -401,7 +401,15 @@ fn client_rejected() -> Row {
         confidence: Confidence::Certain,
         proxy_status: Some("tls_certificate_error"),
         means: "a plaintext alert of the client with this name, behind the server's certificate",
-        hint: "the client does not trust the certificate: install the CA in the client (ca-certificates in its image); if it fails only via one route, that route intercepts TLS",
+        hint: match alert.0 {
+            44 => "the client knows the certificate as revoked: its owner must replace it",
+            45 => {
+                "the certificate is expired, or not yet valid, by the client's clock: look at both"
+            }
+            _ => {
+                "the client does not trust the certificate: install the CA in the client (ca-certificates in its image); if it fails only via one route, that route intercepts TLS"
+            }
+        },
     }
 }
 

@@ -27,7 +27,7 @@ use crate::policy::{Decision, Policy};
 use crate::record::{self, Action, Outcome, Record, quote};
 
 use crate::relay::Meter;
-use crate::target::Target;
+use crate::target::{Host, Target};
 
 pub use trail::Trail;
 
@@ -53,10 +53,10 @@ struct Request {
     id: Uuid,
     start: Timestamp,
     action: Option<Action>,
-    method: Option<String>,
+    method: Option<Cow<'static, str>>,
     user_agent: Option<String>,
     version: Option<&'static str>,
-    target: Option<(String, u16)>,
+    target: Option<(Arc<str>, u16)>,
     policy: Option<Arc<str>>,
     rule: Option<Arc<str>>,
     rule_source: Option<Arc<str>>,
@@ -70,6 +70,8 @@ struct Request {
 pub struct Presence {
     /// Who it is.
     pub client: Client,
+    /// The worker that serves it, as its place among them.
+    pub worker: usize,
     /// That it stopped reading for too long.
     pub stalled: AtomicBool,
     /// That the process cuts what is still open.
@@ -94,90 +96,28 @@ impl Presence {
 impl Request {
     /// The record of it; what it says moves there.
     fn record(&mut self, client: &Client) -> Box<Record> {
-        let target = self.target.take();
-        let is_forward = self.action == Some(Action::Forward);
-        let url = target.as_ref().filter(|_| is_forward);
-        let (url_domain, url_port) = (
-            url.map(|(host, _)| host.clone()),
-            url.map(|(_, port)| *port),
-        );
-        let (host, port) = target.unzip();
-        Box::new(Record {
-            schema: record::SCHEMA,
-            timestamp: self.start,
-            id: self.id,
-            event_kind: "event",
-            event_category: ["network"],
-            action: self.action,
-            outcome: Outcome::Unknown,
-            reason: None,
-            start: self.start,
-            end: self.start,
-            duration_ns: 0,
-            error_type: None,
-            error_message: None,
-            client_address: client.ip(),
-            client_port: client.peer.port(),
-            user_agent: self.user_agent.take(),
-            method: self.method.take(),
-            resend_count: 0,
-            status: self.status,
-            url_scheme: url_port.map(|_| "http"),
-            url_domain,
-            url_port,
-            server_address: host,
-            server_port: port,
-            peer_address: None,
-            peer_port: None,
-            local_address: None,
-            local_port: None,
-            transport: "tcp",
-            network_type: None,
-            protocol_name: self.version.map(|_| "http"),
-            protocol_version: self.version,
-            source_bytes: 0,
-            destination_bytes: 0,
-            dns_question: None,
-            dns_resolved: Vec::new(),
-            dns_response_code: None,
-            phase: Phase::Client.as_str(),
-            side: None,
-            confidence: None,
-            rule: self.rule.take(),
-            rule_source: self.rule_source.take(),
-            would: self.would.take(),
-            code: None,
-            route: self.route.take(),
-            hop: None,
-            attempts: Vec::new(),
-            notes: Vec::new(),
-            suspects: Vec::new(),
-            ending: None,
-            policy: self.policy.take(),
-            dns_ms: None,
-            connect_ms: None,
-            upstream_ms: None,
-            tls_ms: None,
-            first_byte_ms: None,
-            total_ms: 0.0,
-            dns_source: None,
-            dns: None,
-            upstream_name: None,
-            upstream_status: None,
-            upstream_reason: None,
-            upstream_proxy_status: None,
-            upstream_squid_error: None,
-            upstream_auth_schemes: Vec::new(),
-            upstream_body: None,
-            tls: None,
-            client_tcp: None,
-            server_tcp: None,
-            reset: None,
-            icmp: None,
-            idle_ms: None,
-            idle_before_ms: None,
-            hint: None,
-        })
+        let mut record = Record::begun(self.start, self.id, client.ip(), client.peer.port());
+        record.action = self.action;
+        record.user_agent = self.user_agent.take();
+        record.method = self.method.take();
+        record.status = self.status;
+        record.protocol_name = self.version.map(|_| "http");
+        record.protocol_version = self.version;
+        if let Some((host, port)) = self.target.take() {
+            if self.action == Some(Action::Forward) {
+                record.url_scheme = Some("http");
+                record.url_domain = Some(host.clone());
+                record.url_port = Some(port);
+            }
+            record.server_address = Some(host);
+            record.server_port = Some(port);
+        }
+        record.rule = self.rule.take();
+        record.rule_source = self.rule_source.take();
+        record.would = self.would.take();
+        record.route = self.route.take();
+        record.policy = self.policy.take();
+        Box::new(record)
     }
 }
 
@@ -272,7 +212,14 @@ impl Exchange {
         } else {
             Action::Forward
         });
-        request.method = Some(quote(parts.method.as_str()));
+        request.method = Some(match parts.method {
+            http::Method::CONNECT => "CONNECT".into(),
+            http::Method::GET => "GET".into(),
+            http::Method::HEAD => "HEAD".into(),
+            http::Method::POST => "POST".into(),
+            http::Method::PUT => "PUT".into(),
+            _ => quote(parts.method.as_str()).into(),
+        });
         let agent = parts.headers.get(http::header::USER_AGENT);
         request.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
         request.version = Some(if parts.version == http::Version::HTTP_10 {
@@ -284,8 +231,11 @@ impl Exchange {
 
     /// Notes for what it asked.
     pub fn targets(&mut self, target: &Target) {
-        let request = &mut self.open_mut().request;
-        request.target = Some((target.host.to_string(), target.port));
+        let host: Arc<str> = match &target.host {
+            Host::Name(name) => name.clone(),
+            Host::Ip(ip) => ip.to_string().into(),
+        };
+        self.open_mut().request.target = Some((host, target.port));
         self.trail().enter(Phase::Policy);
     }
 
@@ -372,7 +322,7 @@ impl Exchange {
             meter,
             ..
         } = *open;
-        let story = trail.into_story();
+        let mut story = trail.into_story();
         let took = started.elapsed();
         record.end = record.start + jiff::SignedDuration::try_from(took).unwrap_or_default();
         record.duration_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

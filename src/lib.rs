@@ -21,12 +21,13 @@
 //! | 2 mechanisms | [`net`] [`relay`] [`tls`] | resolve, connect, ask an upstream, carry bytes, follow and shake TLS hands: each with one error enum |
 //! | 3 ways out, telling | [`failure`] [`observe`] [`memory`] [`exchange`] [`route`] | what went wrong, who is told, and the one seam for every way out |
 //! | 4 serving | [`snapshot`] [`proxy`] [`listen`] | a request served under the policy of its moment |
-//! | 5 running | [`app`] | listeners, reload, drain |
+//! | 5 running | [`app`] | workers and their listeners, reload, drain |
 //! | 6 command line | [`cli`] | what a person types and reads; the only floor that prints and exits |
 //!
 //! # The way of one CONNECT
 //!
-//! 1. [`listen::accept`] takes the connection if there is room, and starts its one task.
+//! 1. [`listen::accept`] takes the connection if there is room, and starts its one task, on its worker ([`app::workers`]): there
+//!    it stays.
 //! 2. `listen::http` runs hyper on it, through a stream that keeps the head's time limits and knows what is no HTTP.
 //! 3. [`proxy::Proxy::handle`] opens an [`exchange::Exchange`], the guard that leaves exactly one record, and makes a
 //!    [`target::Target`]: the one canonical form that everything behind it sees.

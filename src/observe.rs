@@ -1,5 +1,6 @@
 //! Where records go.
 
+pub mod json;
 pub mod log;
 pub mod text;
 

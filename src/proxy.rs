@@ -229,7 +229,8 @@ impl Proxy {
         match preflight {
             None => {}
             Some(Preflight::Tls) => {
-                preflight::tls(way, plan, &self.roots, trail, &self.tracker).await?;
+                // Long, and seldom wanted.
+                Box::pin(preflight::tls(way, plan, &self.roots, trail, &self.tracker)).await?;
             }
         }
         way.dial(plan, trail).await

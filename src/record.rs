@@ -78,7 +78,7 @@ pub struct Record {
         rename = "http.request.method",
         skip_serializing_if = "Option::is_none"
     )]
-    pub method: Option<String>,
+    pub method: Option<Cow<'static, str>>,
     /// How often the request was sent again.
     #[serde(rename = "http.request.resend_count", skip_serializing_if = "is_zero")]
     pub resend_count: u32,
@@ -93,13 +93,13 @@ pub struct Record {
     pub url_scheme: Option<&'static str>,
     /// The target's host, for a plain request.
     #[serde(rename = "url.domain", skip_serializing_if = "Option::is_none")]
-    pub url_domain: Option<String>,
+    pub url_domain: Option<Arc<str>>,
     /// The target's port, for a plain request.
     #[serde(rename = "url.port", skip_serializing_if = "Option::is_none")]
     pub url_port: Option<u16>,
     /// The target's host.
     #[serde(rename = "server.address", skip_serializing_if = "Option::is_none")]
-    pub server_address: Option<String>,
+    pub server_address: Option<Arc<str>>,
     /// The target's port.
     #[serde(rename = "server.port", skip_serializing_if = "Option::is_none")]
     pub server_port: Option<u16>,
@@ -310,6 +310,93 @@ pub struct Record {
     /// What the cause means and what to do, on failure.
     #[serde(rename = "egress.hint", skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'static, str>>,
+}
+
+impl Record {
+    /// A record of which nothing is known but who and when.
+    pub fn begun(
+        start: Timestamp,
+        id: uuid::Uuid,
+        client_address: IpAddr,
+        client_port: u16,
+    ) -> Self {
+        Self {
+            schema: SCHEMA,
+            timestamp: start,
+            id,
+            event_kind: "event",
+            event_category: ["network"],
+            action: None,
+            outcome: Outcome::Unknown,
+            reason: None,
+            start,
+            end: start,
+            duration_ns: 0,
+            error_type: None,
+            error_message: None,
+            client_address,
+            client_port,
+            user_agent: None,
+            method: None,
+            resend_count: 0,
+            status: None,
+            url_scheme: None,
+            url_domain: None,
+            url_port: None,
+            server_address: None,
+            server_port: None,
+            peer_address: None,
+            peer_port: None,
+            local_address: None,
+            local_port: None,
+            transport: "tcp",
+            network_type: None,
+            protocol_name: None,
+            protocol_version: None,
+            source_bytes: 0,
+            destination_bytes: 0,
+            dns_question: None,
+            dns_resolved: Vec::new(),
+            dns_response_code: None,
+            phase: "client",
+            side: None,
+            confidence: None,
+            rule: None,
+            rule_source: None,
+            would: None,
+            code: None,
+            route: None,
+            hop: None,
+            attempts: Vec::new(),
+            notes: Vec::new(),
+            suspects: Vec::new(),
+            ending: None,
+            policy: None,
+            dns_ms: None,
+            connect_ms: None,
+            upstream_ms: None,
+            tls_ms: None,
+            first_byte_ms: None,
+            total_ms: 0.0,
+            dns_source: None,
+            dns: None,
+            upstream_name: None,
+            upstream_status: None,
+            upstream_reason: None,
+            upstream_proxy_status: None,
+            upstream_squid_error: None,
+            upstream_auth_schemes: Vec::new(),
+            upstream_body: None,
+            tls: None,
+            client_tcp: None,
+            server_tcp: None,
+            reset: None,
+            icmp: None,
+            idle_ms: None,
+            idle_before_ms: None,
+            hint: None,
+        }
+    }
 }
 
 /// A name server's reply, beside what was found.

@@ -18,14 +18,19 @@ pub struct Snapshot {
     pub allow_from: Vec<IpNet>,
     /// Names to addresses under this policy.
     pub names: Names,
-    /// Kept connections: they end with their policy, so none serves what a newer one denies.
-    pub pool: Arc<Pool>,
+    /// Kept connections, of each worker: they end with their policy, so none serves what a newer one denies.
+    pub pools: Vec<Arc<Pool>>,
     routes: Vec<Arc<dyn Dial>>,
 }
 
 impl Snapshot {
     /// Sets a policy to work.
-    pub fn new(policy: Policy, allow_from: Vec<IpNet>, resolver: Arc<Resolver>) -> Self {
+    pub fn new(
+        policy: Policy,
+        allow_from: Vec<IpNet>,
+        resolver: Arc<Resolver>,
+        workers: usize,
+    ) -> Self {
         let policy = Arc::new(policy);
         let names = Names::new(policy.clone(), resolver);
         let routes = assemble::assemble(&policy, &names);
@@ -33,7 +38,7 @@ impl Snapshot {
             policy,
             allow_from,
             names,
-            pool: Arc::default(),
+            pools: (0..workers).map(|_| Arc::default()).collect(),
             routes,
         }
     }
@@ -45,5 +50,11 @@ impl Snapshot {
     )]
     pub fn route(&self, id: RouteId) -> &Arc<dyn Dial> {
         &self.routes[id.0]
+    }
+
+    /// The kept connections of a worker.
+    #[expect(clippy::indexing_slicing, reason = "each worker has its own")]
+    pub fn pool(&self, worker: usize) -> &Arc<Pool> {
+        &self.pools[worker]
     }
 }

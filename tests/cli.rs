@@ -179,6 +179,10 @@ fn a_port_in_use_is_69_and_named() {
     );
     assert!(stderr.contains("in use"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    // The workers of one proxy share theirs, two proxies do not.
+    let proxy = Proxy::start(DIRECT);
+    let (code, _, stderr) = type_in(&["--listen", &proxy.address.to_string()]);
+    assert!(code == 69 && stderr.contains("in use"), "{code}: {stderr}");
 }
 
 #[test]

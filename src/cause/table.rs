@@ -281,7 +281,7 @@ causes! {
         "probably it does not trust the certificate: install the CA in the client";
     TlsClientClosedBeforeRequest: "tls.client_closed_before_request", Client, None, Weak, None,
         "the client finished the handshake and ended without sending data",
-        "a late check of name or pin failed, or it was a probe";
+        "it looks at the certificate last and may not trust it (git, Node), a check of name or pin failed, or it was a probe";
     TlsCertSelfSigned: "tls.cert.self_signed", Origin, Some(502), Certain, Some("tls_certificate_error"),
         "the certificate is signed by its own key, and not trusted here",
         "install the certificate as a CA where it is meant";

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{LogFormat, ServeArgs, exit, wants_colour};
 use crate::app::reload::Watch;
-use crate::app::{App, Bound, Settings, StartError, default_connections};
+use crate::app::{App, Bound, Settings, StartError, default_connections, workers};
 use crate::config::env::Environment;
 use crate::config::{self, DEFAULT_LISTEN, Loaded, Options, Report, ServerSettings, Source};
 use crate::failure::chain;
@@ -37,7 +37,7 @@ enum Refusal {
 pub(super) fn run(args: &ServeArgs, env: &Environment) -> u8 {
     write_diary(env);
     let is_coloured = io::stderr().is_terminal() && wants_colour(env);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let served = match runtime {
@@ -117,7 +117,7 @@ async fn serve(args: &ServeArgs, env: &Environment, is_coloured: bool) -> Result
         say!("{}", warning.render(is_coloured));
     }
     let settings = settings(args, &server);
-    let bound = Bound::bind(&settings).map_err(Refusal::Start)?;
+    let bound = Bound::bind(&settings, workers::count()).map_err(Refusal::Start)?;
     let form = form(args, &server, settings.log_file.is_some(), env);
     let log = match &settings.log_file {
         Some(path) => Log::to_file(path, form).map_err(|error| Refusal::Other(error.into()))?,
@@ -132,7 +132,8 @@ async fn serve(args: &ServeArgs, env: &Environment, is_coloured: bool) -> Result
         policy,
         Resolver::from_system(),
         log.clone(),
-    );
+    )
+    .map_err(|error| Refusal::Other(anyhow::Error::new(error).context("start the workers")))?;
     greet(&app, &source);
     let keeper = Keeper {
         app: &app,

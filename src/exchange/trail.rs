@@ -284,23 +284,23 @@ impl Trail {
 }
 
 impl Story {
-    /// Fills a record in; `cause` is what the request failed of.
-    pub(super) fn tell(&self, record: &mut Record, cause: Option<Cause>) {
-        if let Some((name, took)) = &self.dns {
+    /// Moves what was noted into a record; `cause` is what the request failed of.
+    pub(super) fn tell(&mut self, record: &mut Record, cause: Option<Cause>) {
+        if let Some((name, took)) = self.dns.take() {
             let asked = self
                 .facts
                 .as_ref()
                 .and_then(|facts| facts.question.as_ref());
-            record.dns_question = Some(asked.unwrap_or(name).clone());
-            record.dns_ms = Some(millis(*took));
+            record.dns_question = Some(asked.cloned().unwrap_or(name));
+            record.dns_ms = Some(millis(took));
         }
         record.dns = self.facts.as_deref().and_then(dns_of).map(Box::new);
-        record.dns_resolved.clone_from(&self.resolved);
+        record.dns_resolved = std::mem::take(&mut self.resolved);
         record.dns_source = self.dns_source;
         record.dns_response_code = self.response_code.map(str::to_owned);
         record.connect_ms = self.connect.map(millis);
-        record.hop.clone_from(&self.hop);
-        record.attempts.clone_from(&self.attempts);
+        record.hop = self.hop.take();
+        record.attempts = std::mem::take(&mut self.attempts);
         for at in &self.abandoned {
             if let Some(attempt) = record.attempts.get_mut(*at) {
                 attempt.cause = cause.map(Cause::id);
@@ -316,24 +316,24 @@ impl Story {
             record.local_address = Some(local.ip());
             record.local_port = Some(local.port());
         }
-        if let Some((name, took)) = &self.upstream {
-            record.upstream_name = Some(name.clone());
+        if let Some((name, took)) = self.upstream.take() {
+            record.upstream_name = Some(name);
             record.upstream_ms = took.map(millis);
         }
-        if let Some(reply) = &self.reply {
+        if let Some(reply) = self.reply.take() {
             record.upstream_status = Some(reply.status);
-            record.upstream_reason.clone_from(&reply.reason);
-            record.upstream_proxy_status.clone_from(&reply.proxy_status);
-            record.upstream_squid_error.clone_from(&reply.squid_error);
-            record.upstream_auth_schemes.clone_from(&reply.auth_schemes);
-            record.upstream_body.clone_from(&reply.body);
+            record.upstream_reason = reply.reason;
+            record.upstream_proxy_status = reply.proxy_status;
+            record.upstream_squid_error = reply.squid_error;
+            record.upstream_auth_schemes = reply.auth_schemes;
+            record.upstream_body = reply.body;
         }
         if let Some(own) = &self.tls {
             tell_tls(own, record.tls.get_or_insert_default());
         }
         record.notes.extend(&self.notes);
         if record.would.is_none() {
-            record.would.clone_from(&self.would);
+            record.would = self.would.take();
         }
     }
 }

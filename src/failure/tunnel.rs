@@ -362,6 +362,27 @@ impl std::error::Error for Ending {}
 
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.tls.client_alert, self.tls.server_alert) {
+            // What was said, rather than what followed from it.
+            (Some(alert), _) => write!(f, "the client sent the alert {alert}")?,
+            (None, Some(alert)) => write!(f, "the server sent the alert {alert}")?,
+            (None, None) => self.tell_end(f)?,
+        }
+        if let Some(judgement) = &self.certificate {
+            write!(
+                f,
+                "; the certificate of {} by {} is {} here",
+                judgement.subject,
+                judgement.issuer,
+                judgement.verdict.as_str()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Ending {
+    fn tell_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.end.reason {
             Reason::ClientFin => write!(f, "the client ended the tunnel")?,
             Reason::ServerFin => write!(f, "the server ended the tunnel")?,
@@ -385,21 +406,6 @@ impl fmt::Display for Ending {
         }
         if self.tls.speech == Speech::Tls && self.tls.state < State::T7 {
             write!(f, "; {}", self.handshake())?;
-        }
-        if let Some(judgement) = &self.certificate {
-            write!(
-                f,
-                "; the certificate of {} by {} is {} here",
-                judgement.subject,
-                judgement.issuer,
-                judgement.verdict.as_str()
-            )?;
-        }
-        if let Some(alert) = self.tls.client_alert {
-            write!(f, "; alert {alert} of the client")?;
-        }
-        if let Some(alert) = self.tls.server_alert {
-            write!(f, "; alert {alert} of the server")?;
         }
         Ok(())
     }

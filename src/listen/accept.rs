@@ -31,6 +31,8 @@ pub struct Acceptor {
     pub address: SocketAddr,
     /// Its name in the policy.
     pub name: Arc<str>,
+    /// The worker that it belongs to, as its place among them.
+    pub worker: usize,
     /// Who serves the requests.
     pub proxy: Arc<Proxy>,
     /// How many connections may be open, of all listeners.
@@ -93,7 +95,12 @@ impl Acceptor {
     }
 
     fn take(&self, stream: TcpStream, peer: SocketAddr) {
-        let socket = Socket::new(stream);
+        let local = if self.address.ip().is_unspecified() {
+            stream.local_addr()
+        } else {
+            Ok(self.address)
+        };
+        let socket = local.map(|local| Socket::between(stream, peer, local));
         let local = socket.as_ref().map_or(self.address, Socket::local);
         let client = Client {
             peer,
@@ -102,6 +109,7 @@ impl Acceptor {
         };
         let presence = Arc::new(Presence {
             client,
+            worker: self.worker,
             stalled: AtomicBool::new(false),
             cut: self.cut.clone(),
             write_limit: AtomicU64::default(),

@@ -30,7 +30,7 @@ const SILENT_WINDOW: Duration = Duration::from_hours(1);
 /// What recent requests showed.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    targets: Bounded<(String, u16), TargetStory>,
+    targets: Bounded<(Arc<str>, u16), TargetStory>,
     addresses: Bounded<SocketAddr, AddressStory>,
     /// Names whose trusted certificates a client rejected.
     rejecters: Bounded<IpAddr, Names>,
@@ -329,7 +329,7 @@ impl Recent {
     /// What happened to a target lately.
     pub(super) fn target(&mut self, host: &str, port: u16) -> Option<&TargetStory> {
         self.targets
-            .get(&(host.to_owned(), port))
+            .get(&(Arc::from(host), port))
             .map(|story| &*story)
     }
 
@@ -453,10 +453,10 @@ impl<K: Hash + Eq, V: Default> Bounded<K, V> {
         if self.young.len() >= MOST / 2 && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
-        let known = self.old.remove(&key);
+        let old = &mut self.old;
         self.young
             .entry(key)
-            .or_insert_with(|| known.unwrap_or_default())
+            .or_insert_with_key(|key| old.remove(key).unwrap_or_default())
     }
 }
 

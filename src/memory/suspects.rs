@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use super::recent::{Recent, failing_addresses};
-use crate::record::{Record, Suspect};
+use crate::record::{Outcome, Record, Suspect};
 
 /// A reset sooner than this part of the smallest round trip cannot have come from the far end.
 const TOO_SOON: f64 = 0.7;
@@ -30,6 +30,9 @@ const BUSY: usize = 20;
 
 /// What a record leads to suspect, the surest first.
 pub(super) fn judge(record: &Record, recent: &mut Recent) -> Vec<Suspect> {
+    if shows_nothing(record) {
+        return Vec::new();
+    }
     let mut suspects: Vec<Suspect> = [
         filtering(record, recent),
         device(record),
@@ -50,6 +53,18 @@ pub(super) fn judge(record: &Record, recent: &mut Recent) -> Vec<Suspect> {
     .collect();
     suspects.sort_by(|a, b| b.score.total_cmp(&a.score));
     suspects
+}
+
+/// Whether all went well and nothing else was looked at, as of most plain requests: none of the patterns fits.
+fn shows_nothing(record: &Record) -> bool {
+    record.outcome == Outcome::Success
+        && record.tls.is_none()
+        && record.notes.is_empty()
+        && record
+            .attempts
+            .iter()
+            .all(|attempt| attempt.cause.is_none())
+        && replies(record) <= 1
 }
 
 fn suspect(

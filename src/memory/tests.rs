@@ -64,6 +64,7 @@ fn fine(host: &str) -> Record {
             local: address,
             listener: "proxy".into(),
         },
+        worker: 0,
         stalled: false.into(),
         cut: tokio_util::sync::CancellationToken::new(),
         write_limit: 0.into(),
@@ -71,7 +72,7 @@ fn fine(host: &str) -> Record {
     Exchange::open(kept.clone(), Arc::new(presence)).finish();
     let mut record = kept.0.lock().unwrap().pop().unwrap();
     record.outcome = Outcome::Success;
-    record.server_address = Some(host.to_owned());
+    record.server_address = Some(host.into());
     record.server_port = Some(443);
     record.hop = Some("direct".into());
     record.peer_address = Some("203.0.113.7".parse().unwrap());

@@ -56,12 +56,18 @@ impl Socket {
     /// `ENOTCONN` where the peer was gone before we looked.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self(Arc::new(Shared {
-            peer: stream.peer_addr()?,
-            local: stream.local_addr()?,
+        let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+        Ok(Self::between(stream, peer, local))
+    }
+
+    /// Takes over a connected stream whose ends are known, with Nagle's algorithm off already.
+    pub fn between(stream: TcpStream, peer: SocketAddr, local: SocketAddr) -> Self {
+        Self(Arc::new(Shared {
+            peer,
+            local,
             stream,
             since: Instant::now(),
-        })))
+        }))
     }
 
     /// The other end, as it was when the connection began.
@@ -74,14 +80,9 @@ impl Socket {
         self.0.local
     }
 
-    /// Probes the peer after `idle` of silence, then every 15 s; four probes without an answer end
-    /// the connection. `idle` is taken in whole seconds, at least one.
+    /// Probes the peer as [`probes`] says.
     pub fn keepalive(&self, idle: Duration) -> io::Result<()> {
-        let params = TcpKeepalive::new()
-            .with_time(idle.max(Duration::from_secs(1)))
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES);
-        SockRef::from(&self.0.stream).set_tcp_keepalive(&params)
+        SockRef::from(&self.0.stream).set_tcp_keepalive(&probes(idle))
     }
 
     /// When the connection was there.
@@ -213,6 +214,15 @@ impl Socket {
             }
         }
     }
+}
+
+/// Probes of the peer after `idle` of silence, then every 15 s; four without an answer end the connection. `idle` is taken
+/// in whole seconds, at least one.
+pub fn probes(idle: Duration) -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(idle.max(Duration::from_secs(1)))
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
 }
 
 /// A short read has emptied the kernel's buffer and a short write has filled it. Saying so at once

@@ -101,7 +101,8 @@ impl Proxy {
         let (mut head, body) = response.into_parts();
         headers::pass_back(&mut head, &self.identity.pseudonym);
         let response = Response::from_parts(head, body);
-        let (pool, timeouts) = (snapshot.pool.clone(), plan.timeouts);
+        let pool = snapshot.pool(lease.worker).clone();
+        let timeouts = plan.timeouts;
         Ok(Served::Answer(Box::new(Answered {
             response,
             lease,
@@ -269,7 +270,13 @@ impl Errand<'_> {
                 .is_none_or(|found| found.as_ref().is_ok_and(|found| found.contains(&peer.ip())));
             judged.is_ok() && (is_pinned || matches!(form, Form::Absolute { .. }))
         };
-        let lease = self.snapshot.pool.take(self.id, &plan.target, admits)?;
+        let take = |pool: &Arc<Pool>| pool.take(self.id, &plan.target, admits);
+        let own = self.snapshot.pool(exchange.presence().worker);
+        // A worker with connections of its own stays with them: another's cost a change of cores for each request.
+        let lease = take(own).or_else(|| {
+            let is_new_here = !own.knows(self.id, &plan.target);
+            is_new_here.then(|| self.snapshot.pools.iter().find_map(take))?
+        })?;
         exchange
             .trail()
             .reused(&policy.route(self.id).name, &lease.socket);
@@ -298,6 +305,7 @@ impl Errand<'_> {
             sender,
             conn.socket,
             conn.form,
+            exchange.presence().worker,
             self.id,
             self.plan.target.clone(),
         ))

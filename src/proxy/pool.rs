@@ -43,6 +43,8 @@ pub struct Lease {
     pub form: Form,
     /// Whether it carried a request before.
     pub reused: bool,
+    /// The worker that opened it, and keeps it.
+    pub worker: usize,
     route: RouteId,
     target: Target,
 }
@@ -59,6 +61,7 @@ impl Lease {
         sender: SendRequest<Outgoing>,
         socket: Socket,
         form: Form,
+        worker: usize,
         route: RouteId,
         target: Target,
     ) -> Self {
@@ -67,6 +70,7 @@ impl Lease {
             socket,
             form,
             reused: false,
+            worker,
             route,
             target,
         }
@@ -96,11 +100,12 @@ impl Pool {
         let at = waiting
             .iter()
             .rposition(|idle| admits(&idle.lease.form, &idle.lease.socket));
-        let taken = at.map(|at| waiting.swap_remove(at).lease);
-        if waiting.is_empty() {
-            idle.remove(&key);
-        }
-        taken
+        at.map(|at| waiting.swap_remove(at).lease)
+    }
+
+    /// Whether a connection was kept for this lately: it may be in use.
+    pub fn knows(&self, route: RouteId, target: &Target) -> bool {
+        self.shelf().idle.contains_key(&(route, target.clone()))
     }
 
     /// Keeps a connection whose answer was read whole.

@@ -73,10 +73,9 @@ impl Tunnel {
             tracker,
         } = self;
         exchange.trail().enter(Phase::Tunnel);
-        for socket in [&client, &server] {
-            if let Err(error) = socket.keepalive(TCP_KEEPALIVE) {
-                tracing::debug!(%error, "set TCP keepalive");
-            }
+        // The client's connection has it from its listener.
+        if let Err(error) = server.keepalive(TCP_KEEPALIVE) {
+            tracing::debug!(%error, "set TCP keepalive");
         }
         let early = Early {
             from_client: behind,

@@ -1,0 +1,55 @@
+//! The threads that serve: each has a runtime, listeners and connections of its own, so that what belongs to a request
+//! stays on its core.
+//!
+//! A worker's runtime lives until the last task of all workers has ended: what one of them began, a connection to a name
+//! server perhaps, the others may use.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::thread;
+
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// As many as this process has CPUs.
+pub fn count() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// What ends the workers, and who of them has not ended yet.
+#[derive(Debug, Default)]
+pub(super) struct Workers {
+    end: CancellationToken,
+    alive: TaskTracker,
+}
+
+impl Workers {
+    /// Starts a worker; `begin` is called inside its runtime, and spawns its first tasks.
+    pub(super) fn start(
+        &self,
+        name: String,
+        begin: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        begin()?;
+        drop(inside);
+        let (end, alive) = (self.end.clone(), self.alive.token());
+        let run = move || {
+            runtime.block_on(end.cancelled());
+            // What still blocks, as the judgement of a certificate may, is not waited for.
+            runtime.shutdown_background();
+            drop(alive);
+        };
+        thread::Builder::new().name(name).spawn(run)?;
+        Ok(())
+    }
+
+    /// Ends all of them, with what they still do.
+    pub(super) async fn finish(&self) {
+        self.end.cancel();
+        self.alive.close();
+        self.alive.wait().await;
+    }
+}

@@ -1,0 +1,529 @@
+//! A record as one line of JSON, the same to the byte as serde writes it.
+//!
+//! Serde looks at every character of every key, and writes each of the record's some forty as if it were a stranger's. Here
+//! keys are copied; what is rare is left to serde. A field that is added to the record does not compile until it is told here.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::record::{Action, Attempt, Outcome, Record};
+
+type Result = std::result::Result<(), serde_json::Error>;
+
+/// A value of the record.
+trait Value {
+    /// Whether its key is left out.
+    fn is_absent(&self) -> bool {
+        false
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result;
+}
+
+/// Writes each member whose value is there, with the comma before it.
+macro_rules! members {
+    ($out:expr, $($key:literal: $value:expr,)*) => {
+        $(member($out, concat!(",\"", $key, "\":"), $value)?;)*
+    };
+}
+
+fn member(out: &mut Vec<u8>, key: &'static str, value: &impl Value) -> Result {
+    if !value.is_absent() {
+        out.extend_from_slice(key.as_bytes());
+        value.write(out)?;
+    }
+    Ok(())
+}
+
+/// Writes a record behind what `out` holds.
+pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
+    let Record {
+        schema,
+        timestamp,
+        id,
+        event_kind,
+        event_category,
+        action,
+        outcome,
+        reason,
+        start,
+        end,
+        duration_ns,
+        error_type,
+        error_message,
+        client_address,
+        client_port,
+        user_agent,
+        method,
+        resend_count,
+        status,
+        url_scheme,
+        url_domain,
+        url_port,
+        server_address,
+        server_port,
+        peer_address,
+        peer_port,
+        local_address,
+        local_port,
+        transport,
+        network_type,
+        protocol_name,
+        protocol_version,
+        source_bytes,
+        destination_bytes,
+        dns_question,
+        dns_resolved,
+        dns_response_code,
+        phase,
+        side,
+        confidence,
+        rule,
+        rule_source,
+        would,
+        code,
+        route,
+        hop,
+        attempts,
+        notes,
+        suspects,
+        ending,
+        policy,
+        dns_ms,
+        connect_ms,
+        upstream_ms,
+        tls_ms,
+        first_byte_ms,
+        total_ms,
+        dns_source,
+        dns,
+        upstream_name,
+        upstream_status,
+        upstream_reason,
+        upstream_proxy_status,
+        upstream_squid_error,
+        upstream_auth_schemes,
+        upstream_body,
+        tls,
+        client_tcp,
+        server_tcp,
+        reset,
+        icmp,
+        idle_ms,
+        idle_before_ms,
+        hint,
+    } = record;
+    let resend_count = (*resend_count > 0).then_some(u64::from(*resend_count));
+    out.extend_from_slice(b"{\"schema\":");
+    schema.write(out)?;
+    out.extend_from_slice(b",\"@timestamp\":");
+    let printed = out.len();
+    timestamp.write(out)?;
+    let printed = printed..out.len();
+    members!(out,
+        "event.id": id,
+        "event.kind": event_kind,
+        "event.category": event_category,
+        "event.action": action,
+        "event.outcome": outcome,
+        "event.reason": reason,
+    );
+    out.extend_from_slice(b",\"event.start\":");
+    // Nearly always the same moment.
+    if start == timestamp {
+        out.extend_from_within(printed);
+    } else {
+        start.write(out)?;
+    }
+    members!(out,
+        "event.end": end,
+        "event.duration": duration_ns,
+        "error.type": error_type,
+        "error.message": error_message,
+        "client.address": client_address,
+        "client.port": client_port,
+        "user_agent.original": user_agent,
+        "http.request.method": method,
+        "http.request.resend_count": &resend_count,
+        "http.response.status_code": status,
+        "url.scheme": url_scheme,
+        "url.domain": url_domain,
+        "url.port": url_port,
+        "server.address": server_address,
+        "server.port": server_port,
+        "network.peer.address": peer_address,
+        "network.peer.port": peer_port,
+        "network.local.address": local_address,
+        "network.local.port": local_port,
+        "network.transport": transport,
+        "network.type": network_type,
+        "network.protocol.name": protocol_name,
+        "network.protocol.version": protocol_version,
+        "source.bytes": source_bytes,
+        "destination.bytes": destination_bytes,
+        "dns.question.name": dns_question,
+        "dns.resolved_ip": dns_resolved,
+        "dns.response_code": dns_response_code,
+        "egress.phase": phase,
+        "egress.side": side,
+        "egress.confidence": confidence,
+        "egress.rule": rule,
+        "egress.rule_source": rule_source,
+        "egress.would": would,
+        "egress.code": code,
+        "egress.route": route,
+        "egress.hop": hop,
+        "egress.attempts": attempts,
+    );
+    serde_members(out, "egress.notes", notes)?;
+    serde_members(out, "egress.suspects", suspects)?;
+    members!(out,
+        "egress.end": ending,
+        "egress.policy": policy,
+        "egress.timing.dns_ms": dns_ms,
+        "egress.timing.connect_ms": connect_ms,
+        "egress.timing.upstream_ms": upstream_ms,
+        "egress.timing.tls_ms": tls_ms,
+        "egress.timing.first_byte_ms": first_byte_ms,
+        "egress.timing.total_ms": total_ms,
+        "egress.dns.source": dns_source,
+    );
+    flat(out, dns.as_deref())?;
+    members!(out,
+        "egress.upstream.name": upstream_name,
+        "egress.upstream.status": upstream_status,
+        "egress.upstream.reason_phrase": upstream_reason,
+        "egress.upstream.proxy_status": upstream_proxy_status,
+        "egress.upstream.squid_error": upstream_squid_error,
+    );
+    serde_members(out, "egress.upstream.auth_schemes", upstream_auth_schemes)?;
+    members!(out, "egress.upstream.body": upstream_body,);
+    flat(out, tls.as_deref())?;
+    flat(out, client_tcp.as_deref())?;
+    flat(out, server_tcp.as_deref())?;
+    flat(out, reset.as_deref())?;
+    flat(out, icmp.as_ref())?;
+    members!(out,
+        "egress.idle_ms": idle_ms,
+        "egress.idle_before_ms": idle_before_ms,
+        "egress.hint": hint,
+    );
+    out.push(b'}');
+    Ok(())
+}
+
+/// A list that is seldom there.
+fn serde_members(out: &mut Vec<u8>, key: &str, list: &[impl Serialize]) -> Result {
+    if list.is_empty() {
+        return Ok(());
+    }
+    out.push(b',');
+    text(out, key)?;
+    out.push(b':');
+    serde_json::to_writer(out, list)
+}
+
+/// The members of an object, among ours.
+fn flat(out: &mut Vec<u8>, part: Option<&impl Serialize>) -> Result {
+    let Some(part) = part else { return Ok(()) };
+    let start = out.len();
+    serde_json::to_writer(&mut *out, part)?;
+    out.pop();
+    if out.len() == start + 1 {
+        out.pop();
+    } else if let Some(brace) = out.get_mut(start) {
+        *brace = b',';
+    }
+    Ok(())
+}
+
+/// Most texts need no escaping; serde escapes the others.
+fn text(out: &mut Vec<u8>, text: &str) -> Result {
+    let is_odd = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    // All bytes are looked at, so that many are at once.
+    let is_plain = !text.bytes().fold(false, |odd, byte| odd | is_odd(byte));
+    if !is_plain {
+        return serde_json::to_writer(out, text);
+    }
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
+    Ok(())
+}
+
+/// An address without quotes.
+fn address(out: &mut Vec<u8>, ip: IpAddr) -> Result {
+    let IpAddr::V4(ip) = ip else {
+        return write!(out, "{ip}").map_err(serde_json::Error::io);
+    };
+    for (at, octet) in ip.octets().into_iter().enumerate() {
+        if at > 0 {
+            out.push(b'.');
+        }
+        serde_json::to_writer(&mut *out, &octet)?;
+    }
+    Ok(())
+}
+
+fn moment(out: &mut Vec<u8>, moment: &Timestamp) -> Result {
+    const PRINTER: DateTimePrinter = DateTimePrinter::new();
+    out.push(b'"');
+    let printed = PRINTER.print_timestamp(moment, &mut *out);
+    out.push(b'"');
+    printed.map_err(|error| serde_json::Error::io(std::io::Error::other(error)))
+}
+
+/// How values are written.
+macro_rules! values {
+    ($($type:ty => |$value:ident, $out:ident| $write:expr;)*) => {
+        $(impl Value for $type {
+            fn write(&self, $out: &mut Vec<u8>) -> Result {
+                let $value = self;
+                $write
+            }
+        })*
+    };
+}
+
+values! {
+    &'static str => |value, out| text(out, value);
+    String => |value, out| text(out, value);
+    Arc<str> => |value, out| text(out, value);
+    Cow<'static, str> => |value, out| text(out, value);
+    [&'static str; 1] => |value, out| {
+        out.push(b'[');
+        text(out, value[0])?;
+        out.push(b']');
+        Ok(())
+    };
+    u16 => |value, out| serde_json::to_writer(out, value);
+    u64 => |value, out| serde_json::to_writer(out, value);
+    f64 => |value, out| serde_json::to_writer(out, value);
+    IpAddr => |value, out| {
+        out.push(b'"');
+        address(out, *value)?;
+        out.push(b'"');
+        Ok(())
+    };
+    SocketAddr => |value, out| {
+        let SocketAddr::V4(place) = value else {
+            return serde_json::to_writer(out, value);
+        };
+        out.push(b'"');
+        address(out, IpAddr::V4(*place.ip()))?;
+        out.push(b':');
+        serde_json::to_writer(&mut *out, &place.port())?;
+        out.push(b'"');
+        Ok(())
+    };
+    Timestamp => |value, out| moment(out, value);
+    Uuid => |value, out| text(out, value.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+    Action => |value, out| serde_json::to_writer(out, value);
+    Outcome => |value, out| serde_json::to_writer(out, value);
+}
+
+impl<T: Value> Value for Option<T> {
+    fn is_absent(&self) -> bool {
+        self.is_none()
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result {
+        match self {
+            Some(value) => value.write(out),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<T: Value> Value for Vec<T> {
+    fn is_absent(&self) -> bool {
+        self.is_empty()
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result {
+        for (at, value) in self.iter().enumerate() {
+            out.push(if at == 0 { b'[' } else { b',' });
+            value.write(out)?;
+        }
+        out.push(b']');
+        Ok(())
+    }
+}
+
+impl Value for Attempt {
+    fn write(&self, out: &mut Vec<u8>) -> Result {
+        let Self {
+            hop,
+            address,
+            family,
+            cause,
+            ms,
+            icmp,
+            reused,
+        } = self;
+        out.extend_from_slice(b"{\"hop\":");
+        hop.write(out)?;
+        members!(out, "address": address, "family": family,);
+        out.extend_from_slice(b",\"cause\":");
+        match cause {
+            Some(cause) => cause.write(out)?,
+            None => out.extend_from_slice(b"null"),
+        }
+        members!(out, "ms": ms,);
+        if let Some(icmp) = icmp {
+            out.extend_from_slice(b",\"icmp\":");
+            serde_json::to_writer(&mut *out, icmp)?;
+        }
+        out.extend_from_slice(if *reused { b",\"reused\":true}" } else { b"}" });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{ClientTcp, Dns, Icmp, IcmpKeys, Reset, ServerTcp, Suspect, Tls};
+
+    fn both(record: &Record) -> (String, String) {
+        let mut ours = b"before\n".to_vec();
+        write(record, &mut ours).unwrap();
+        let serdes = serde_json::to_string(record).unwrap();
+        (
+            String::from_utf8(ours).unwrap(),
+            format!("before\n{serdes}"),
+        )
+    }
+
+    #[test]
+    fn a_record_with_little_or_everything_in_it_is_as_serde_writes_it() {
+        let little = Record::begun(
+            Timestamp::UNIX_EPOCH,
+            Uuid::nil(),
+            "2001:db8::1".parse().unwrap(),
+            7,
+        );
+        let (ours, serdes) = both(&little);
+        assert_eq!(ours, serdes);
+
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        let nasty = || "\"quoted\\ \u{1f} \u{7f} bücher \u{2028}\n".to_owned();
+        let attempt = Attempt {
+            hop: nasty().into(),
+            address: Some((ip, 443).into()),
+            family: Some("ipv4"),
+            cause: Some(nasty().into()),
+            ms: 0.001,
+            icmp: Some(Icmp {
+                r#type: 3,
+                code: 1,
+                offender: ip,
+            }),
+            reused: true,
+        };
+        let everything = Record {
+            timestamp: "2026-01-02T03:04:05.6789Z".parse().unwrap(),
+            end: "2026-01-02T03:04:06.000000001Z".parse().unwrap(),
+            action: Some(Action::Connect),
+            outcome: Outcome::Failure,
+            reason: Some(nasty().into()),
+            duration_ns: u64::MAX,
+            error_type: Some("x".into()),
+            error_message: Some(nasty()),
+            user_agent: Some(nasty()),
+            method: Some("GET".into()),
+            resend_count: 2,
+            status: Some(502),
+            url_scheme: Some("http"),
+            url_domain: Some("example.com".into()),
+            url_port: Some(80),
+            server_address: Some("2001:db8::2".into()),
+            server_port: Some(443),
+            peer_address: Some(ip),
+            peer_port: Some(443),
+            local_address: Some(ip),
+            local_port: Some(5),
+            network_type: Some("ipv4"),
+            protocol_name: Some("http"),
+            protocol_version: Some("1.1"),
+            source_bytes: 1,
+            destination_bytes: 1 << 40,
+            dns_question: Some("example.com".to_owned()),
+            dns_resolved: vec![ip, "::1".parse().unwrap()],
+            dns_response_code: Some("NXDOMAIN".to_owned()),
+            side: Some("client"),
+            confidence: Some("weak"),
+            rule: Some(nasty().into()),
+            rule_source: Some("a:1".into()),
+            would: Some("w".into()),
+            code: Some("c".into()),
+            route: Some("r".into()),
+            hop: Some("h".into()),
+            attempts: vec![attempt, Attempt::default()],
+            notes: vec!["one", "two"],
+            suspects: vec![Suspect {
+                name: "s",
+                score: 0.5,
+                evidence: vec!["e".into()],
+            }],
+            ending: Some("close.both".into()),
+            policy: Some("p".into()),
+            dns_ms: Some(1.0),
+            connect_ms: Some(0.25),
+            upstream_ms: Some(1e9),
+            tls_ms: Some(1e-3),
+            first_byte_ms: Some(0.0),
+            total_ms: 12.345,
+            dns_source: Some("dns"),
+            dns: Some(Box::new(Dns {
+                server: (ip, 53).into(),
+                transport: Some("udp"),
+                cached: true,
+                ttl_s: Some(1),
+                ede: Some(2),
+                ede_text: Some(nasty()),
+                replies: Some(2),
+                rr_count: Some(3),
+            })),
+            upstream_name: Some("u".into()),
+            upstream_status: Some(407),
+            upstream_reason: Some(nasty()),
+            upstream_proxy_status: Some("s".to_owned()),
+            upstream_squid_error: Some("e".to_owned()),
+            upstream_auth_schemes: vec!["Basic".to_owned()],
+            upstream_body: Some(nasty()),
+            tls: Some(Box::new(Tls {
+                server_name: Some("n".to_owned()),
+                ech: true,
+                ..Tls::default()
+            })),
+            client_tcp: Some(Box::default()),
+            server_tcp: Some(Box::new(ServerTcp {
+                rtt_ms: Some(0.5),
+                ..ServerTcp::default()
+            })),
+            reset: Some(Box::new(Reset::default())),
+            icmp: Some(IcmpKeys {
+                r#type: 3,
+                code: 1,
+                offender: ip,
+            }),
+            idle_ms: Some(5.0),
+            idle_before_ms: Some(6.0),
+            hint: Some(nasty().into()),
+            ..little
+        };
+        assert!(matches!(
+            everything.client_tcp.as_deref(),
+            Some(ClientTcp { close: None, .. })
+        ));
+        let (ours, serdes) = both(&everything);
+        assert_eq!(ours, serdes);
+    }
+}
