@@ -4,6 +4,7 @@
 //! process) emits exactly one [`Record`]. What is learned on the way is noted on its [`Trail`].
 
 mod evidence;
+mod id;
 mod trail;
 
 use std::borrow::Cow;
@@ -79,7 +80,7 @@ impl Exchange {
         let record = Box::new(Record {
             schema: record::SCHEMA,
             timestamp: now,
-            id: Uuid::now_v7(),
+            id: id::draw(now),
             event_kind: "event",
             event_category: ["network"],
             action: None,

@@ -173,6 +173,31 @@ impl Target {
             && port.is_ok_and(|port| port == self.port)
     }
 
+    /// Whether `text` is this target as it prints, without the port where that is `default_port`. May say no where it is:
+    /// what it saves is the printing.
+    pub fn is_written(&self, text: &[u8], default_port: u16) -> bool {
+        let Ok(text) = std::str::from_utf8(text) else {
+            return false;
+        };
+        let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        let is_port = match port {
+            "" => self.port == default_port && !text.ends_with(':'),
+            // A leading zero or a plus sign would be read as well.
+            _ => {
+                port.starts_with(|c| matches!(c, '1'..='9'))
+                    && self.port != default_port
+                    && port.parse() == Ok(self.port)
+            }
+        };
+        is_port
+            && match &self.host {
+                Host::Name(name) => host == &**name,
+                // No other spelling is parsed.
+                Host::Ip(IpAddr::V4(ip)) => host.parse() == Ok(*ip),
+                Host::Ip(IpAddr::V6(_)) => false,
+            }
+    }
+
     fn from_parts(host: &str, port: &str) -> Result<Self, TargetError> {
         let port = parse_port(port)?;
         let (host, zone) = split_zone(host)?;
