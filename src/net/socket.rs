@@ -52,12 +52,18 @@ impl Socket {
     /// `ENOTCONN` where the peer was gone before we looked.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self {
-            peer: stream.peer_addr()?,
-            local: stream.local_addr()?,
+        let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+        Ok(Self::between(stream, peer, local))
+    }
+
+    /// Takes over a connected stream whose ends are known, with Nagle's algorithm off already.
+    pub fn between(stream: TcpStream, peer: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            peer,
+            local,
             stream: Arc::new(stream),
             since: Instant::now(),
-        })
+        }
     }
 
     /// The other end, as it was when the connection began.

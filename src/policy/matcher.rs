@@ -9,6 +9,7 @@ use http::{HeaderName, Method};
 use ipnet::IpNet;
 use regex::Regex;
 
+use super::index::{MANY_HOSTS, Reach};
 use super::no_proxy::NoProxy;
 use super::{Lookup, Ports, Query, Scheme};
 use crate::target::Host;
@@ -181,6 +182,45 @@ impl Matcher {
                 None => Truth::Unknown(Unknown::Opaque),
             },
             Self::Client(nets) => contains(nets, query.client.ip()).into(),
+        }
+    }
+
+    /// The hosts that it may hold for; for all others it is false.
+    pub(super) fn reach(&self) -> Reach {
+        match self {
+            Self::All(all) => {
+                let parts = all.iter().map(Self::reach);
+                parts.fold(Reach::default(), Reach::and)
+            }
+            Self::Any(any) => {
+                let parts = any.iter().map(Self::reach);
+                parts.fold(Reach::nowhere(), Reach::or)
+            }
+            Self::Host(hosts) => hosts.reach(),
+            Self::HostRegex(_) | Self::PlainHost(_) => Reach {
+                names: None,
+                nets: Some(Vec::new()),
+            },
+            Self::Ip(nets, resolve) => Reach {
+                names: (*resolve == Resolve::Never).then(Vec::new),
+                nets: (nets.len() <= MANY_HOSTS).then(|| nets.clone()),
+            },
+            Self::Sets(sets) => {
+                let sets = sets.iter().map(|set| {
+                    let nets = (set.nets.len() <= MANY_HOSTS).then(|| set.nets.clone());
+                    let names = Some(Vec::new());
+                    set.hosts.reach().or(Reach { names, nets })
+                });
+                sets.fold(Reach::nowhere(), Reach::or)
+            }
+            Self::Not(_)
+            | Self::NoProxy(_)
+            | Self::Port(_)
+            | Self::Scheme(_)
+            | Self::Method(_)
+            | Self::Path(_)
+            | Self::Header(..)
+            | Self::Client(_) => Reach::default(),
         }
     }
 
@@ -371,6 +411,21 @@ impl Hosts {
         self.globs
             .as_ref()
             .is_some_and(|globs| globs.is_match(name.replace('.', "/")))
+    }
+
+    /// The hosts that it may hold.
+    fn reach(&self) -> Reach {
+        let exact = self.exact.iter().filter_map(|host| match host {
+            Host::Name(name) => Some(name),
+            Host::Ip(_) => None,
+        });
+        let names = exact.chain(&self.domains).chain(&self.below).cloned();
+        let nets = self.exact.iter().filter_map(Host::ip).map(IpNet::from);
+        let is_small = self.exact.len() + self.domains.len() + self.below.len() <= MANY_HOSTS;
+        Reach {
+            names: (is_small && self.globs.is_none()).then(|| names.collect()),
+            nets: is_small.then(|| nets.collect()),
+        }
     }
 
     /// Whether every host of another set of patterns is surely one of them, for lint.

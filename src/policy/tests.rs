@@ -159,6 +159,7 @@ fn policy() -> impl Strategy<Value = Policy> {
                     ..Guards::default()
                 },
                 rules,
+                index: None,
                 default: Rule {
                     name: "default".into(),
                     source: "".into(),
@@ -328,6 +329,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
     let mut policy = Policy {
         hash: "0123456789ab".into(),
         report: false,
+        index: None,
         guards: Guards::default(),
         rules: vec![
             rule(
@@ -491,6 +493,14 @@ proptest! {
         names.dedup();
         prop_assert_eq!(names.len(), explanation.passed.len());
         prop_assert!(explanation.passed.iter().all(|passed| !passed.why.is_empty()));
+    }
+
+    #[test]
+    fn an_indexed_walk_is_the_plain_walk(mut policy in policy(), asked in prop::collection::vec(asked(), 4)) {
+        let plain: Vec<_> = asked.iter().map(|asked| walk(&policy, asked)).collect();
+        policy.index = Some(Index::of(&policy.rules));
+        let indexed: Vec<_> = asked.iter().map(|asked| walk(&policy, asked)).collect();
+        prop_assert_eq!(indexed, plain);
     }
 
     #[test]

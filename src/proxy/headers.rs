@@ -44,7 +44,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Fields that `Connection` cannot name: without them the message would mean something else.
-const END_TO_END: [HeaderName; 6] = [
+static END_TO_END: [HeaderName; 6] = [
     HOST,
     CONTENT_LENGTH,
     TRANSFER_ENCODING,
@@ -274,7 +274,7 @@ fn count_down(headers: &mut HeaderMap) -> bool {
 }
 
 /// Fields that concern one hop, whether `Connection` names them or not.
-const HOP_BY_HOP: [HeaderName; 5] = [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, UPGRADE];
+static HOP_BY_HOP: [HeaderName; 5] = [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, UPGRADE];
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
@@ -289,7 +289,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in named.into_iter().chain(HOP_BY_HOP) {
+    for name in named.into_iter().chain(HOP_BY_HOP.iter().cloned()) {
         headers.remove(name);
     }
 }
