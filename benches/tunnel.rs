@@ -42,9 +42,9 @@ impl Watch for Follow {
         }
     }
 
-    fn server(&mut self, bytes: &[u8], _: Instant) {
+    fn server(&mut self, bytes: &[u8], now: Instant) {
         if let Some(ledger) = &mut self.ledger {
-            ledger.server(bytes);
+            ledger.server(bytes, now);
         }
     }
 

@@ -248,7 +248,15 @@ impl Cause {
 
     /// What to do, in a sentence.
     pub fn hint(self) -> Cow<'static, str> {
-        let hint = self.kind.row().hint;
+        let hint = match (self.kind, self.evident) {
+            (Kind::TlsResetAfterClientHello, Some(Side::Origin)) => {
+                "the far end had acknowledged the ClientHello: the server itself refuses it"
+            }
+            (Kind::TlsResetAfterClientHello, Some(Side::Network)) => {
+                "nobody had acknowledged the ClientHello: something on the way resets; route it via an upstream"
+            }
+            (kind, _) => kind.row().hint,
+        };
         if self.reaching_upstream {
             Cow::Owned(format!(
                 "the upstream proxy itself cannot be reached: {hint}"

@@ -28,7 +28,7 @@ pub trait Watch {
     /// Bytes of the server, as they were read.
     fn server(&mut self, bytes: &[u8], now: Instant);
 
-    /// The first event that leads to the end.
+    /// The first event that leads to the end; behind it once more where the idle limit becomes the reason.
     fn event(&mut self, reason: &Reason, now: Instant);
 
     /// Whether there is nothing to be carried any more behind this event: a client that ends its side of an unfinished

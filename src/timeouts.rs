@@ -61,7 +61,12 @@ pub struct Brief(pub Duration);
 impl fmt::Display for Brief {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
+        let us = self.0.as_micros();
         match ms {
+            0..10 if !us.is_multiple_of(1000) => {
+                let tenths = us.div_ceil(100);
+                write!(f, "{}.{}ms", tenths / 10, tenths % 10)
+            }
             0..1000 => write!(f, "{ms}ms"),
             1000..100_000 if ms % 1000 < 100 => write!(f, "{}s", ms / 1000),
             1000..100_000 => write!(f, "{}.{}s", ms / 1000, ms % 1000 / 100),
@@ -82,6 +87,8 @@ mod tests {
             [told(0), told(250), told(3000), told(3001)],
             ["0ms", "250ms", "3s", "3s"]
         );
+        let told_us = |us: u64| Brief(Duration::from_micros(us)).to_string();
+        assert_eq!([told_us(20), told_us(2345)], ["0.1ms", "2.4ms"]);
         assert_eq!(
             [told(3141), told(99_999), told(300_000), told(3_600_000)],
             ["3.1s", "99.9s", "5m", "60m"]

@@ -611,3 +611,39 @@ fn a_connection_that_has_not_asked_yet_is_not_waited_for() {
     check!(record.unwrap(), "event.outcome": "unknown", "egress.phase": "client", "egress.side": "proxy",
         "http.response.status_code": 503);
 }
+
+#[test]
+fn a_target_that_keeps_failing_is_refused_without_a_try_where_the_policy_says_so() {
+    let origin = Listening::new();
+    let address = origin.address;
+    drop(origin);
+    let proxy = Proxy::start(
+        "version: 1\ndefaults: {circuit: {fails: 2, within: 1m, open: 1h}}\nrules: []\ndefault: {direct: true}\n",
+    );
+    let ask = || {
+        let client = proxy.connect();
+        wire::send(&client, connect(address));
+        (wire::read_text(&client), proxy.record())
+    };
+    for reminder in ["", "; before: connect.refused "] {
+        let (text, record) = ask();
+        check!(&record, "error.type": "connect.refused", "http.response.status_code": 502);
+        // What happened before stands in the hint, for the client as well as in the record.
+        let hint = record["egress.hint"].as_str().unwrap();
+        assert!(
+            hint.contains(reminder) && text.contains(reminder),
+            "{text}{record:#}"
+        );
+    }
+    let (text, record) = ask();
+    assert!(
+        text.starts_with("HTTP/1.1 503 proxy.circuit_open: "),
+        "{text}"
+    );
+    assert!(
+        text.contains("the last time with connect.refused"),
+        "{text}"
+    );
+    check!(&record, "error.type": "proxy.circuit_open", "egress.side": "proxy", "http.response.status_code": 503);
+    assert!(record.get("egress.attempts").is_none(), "{record:#}");
+}

@@ -214,14 +214,14 @@ fn python_and_curl_print_the_cause() {
     let server = tls(signed(&names("b.example"), &ca));
     let url = format!("https://a.example:{}/", server.address.port());
     let expected = "502 tls.cert.name_mismatch: handshake with a.example:";
-    if !needs::lacks("python3") {
+    if needs::has("python3") {
         let script = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])";
         let mut python = Command::new("python3");
         python.args(["-c", script, &url]);
         let (_, _, stderr) = run(python.env("https_proxy", careful.proxy.url()));
         assert!(stderr.contains(expected), "{stderr}");
     }
-    if !needs::lacks("curl") {
+    if needs::has("curl") {
         let mut curl = Command::new("curl");
         let (_, _, stderr) = run(curl.args(["-sv", "-x", &careful.proxy.url(), &url]));
         assert!(stderr.contains(expected), "{stderr}");

@@ -656,3 +656,38 @@ fn a_loop_of_two_proxies_ends_at_the_first_turn() {
     assert_eq!(causes, ["proxy.loop", "upstream.loop"]);
     check!(&second.record(), "error.type": "upstream.loop");
 }
+
+#[test]
+fn a_port_that_alone_is_denied_is_told_from_a_host() {
+    let upstream = Listening::new();
+    let proxy = through(upstream.address, false, "");
+    let ask = |target: &str, answer: &str| {
+        let client = proxy.connect();
+        wire::send(&client, connect(target));
+        let (server, _) = upstream.hear();
+        wire::send(&server, answer);
+        if answer.contains(" 200 ") {
+            wire::read_head(&client);
+            wire::send(&server, "hello");
+            wire::finish(&server);
+        }
+        drop(server);
+        let text = wire::read_text(&client);
+        drop(client);
+        (text, proxy.record())
+    };
+    let forbidden = "HTTP/1.1 403 Forbidden\r\n\r\n";
+    let (_, record) = ask("a.example:8443", forbidden);
+    check!(&record, "error.type": "upstream.denied", "http.response.status_code": 403);
+    let (_, record) = ask("a.example:443", "HTTP/1.1 200 OK\r\n\r\n");
+    check!(&record, "event.outcome": "success");
+    let (text, record) = ask("a.example:8443", forbidden);
+    assert!(
+        text.starts_with("HTTP/1.1 403 upstream.port_denied: "),
+        "{text}"
+    );
+    check!(&record, "error.type": "upstream.port_denied", "egress.side": "upstream",
+        "egress.phase": "upstream", "http.response.status_code": 403);
+    check!(&record["egress.attempts"][0], "cause": "upstream.port_denied");
+    check!(&record["egress.suspects"][0], "name": "upstream_policy");
+}

@@ -247,7 +247,7 @@ causes! {
         "the client stopped in the middle of its ClientHello",
         "the client broke off: look at its side";
     TlsResetBeforeClientHello: "tls.reset_before_client_hello", Unknown, Some(502), Certain, Some("connection_terminated"),
-        "RST or FIN from the server's side before a byte of the client went out",
+        "RST or FIN from the server's side within 3 s, before a byte of the client went out",
         "the address or port is reset at once: a block by port, or an overloaded balancer";
     TlsResetAfterClientHello: "tls.reset_after_client_hello", Unknown, Some(502), Certain, Some("connection_terminated"),
         "RST behind a whole ClientHello, and no byte of the server",
@@ -265,10 +265,10 @@ causes! {
         "the server's handshake began to arrive and stopped",
         "the path loses big packets (path MTU): clamp the MSS on this route";
     TlsResetDuringServerFlight: "tls.reset_during_server_flight", Unknown, Some(502), Certain, Some("connection_terminated"),
-        "RST after the server's first byte and before the client's next flight; in a handshake of our own, RST or FIN until its end",
+        "RST, or FIN between two TLS records, after the server's first byte and before the client's next flight; in a handshake of our own, RST or FIN until its end",
         "a filter by certificate (TLS 1.2), or the server crashed";
     TlsEncryptedAlertFromServer: "tls.encrypted_alert_from_server", Origin, Some(502), Strong, Some("tls_alert_received"),
-        "TLS 1.3: a record of an alert's length from the server, then its end, before any data",
+        "TLS 1.3: within 3 s of the client's last bytes a record of an alert's length from the server, then its end, before any data",
         "often the server demands a client certificate";
     TlsNotTlsReply: "tls.not_tls_reply", Unknown, Some(502), Certain, Some("tls_protocol_error"),
         "the server's first byte is of no TLS record; in a handshake of our own also what breaks the protocol further on",
@@ -330,7 +330,7 @@ causes! {
     TlsDowngradeSentinel: "tls.downgrade_sentinel", Unknown, Some(502), Certain, Some("tls_protocol_error"),
         "a ServerHello below TLS 1.3 that carries the mark of a server that can 1.3, to a client that offered it",
         "something on the path strips TLS 1.3";
-    TlsEchRejected: "tls.ech_rejected", Origin, None, Certain, Some("tls_alert_received"),
+    TlsEchRejected: "tls.ech_rejected", Origin, Some(502), Certain, Some("tls_alert_received"),
         "alert 121 (ech_required)",
         "the ECH keys in DNS are out of date";
     TlsHandshakeTimeout: "tls.handshake_timeout", Unknown, Some(504), Certain, Some("connection_read_timeout"),
@@ -361,9 +361,6 @@ causes! {
     HttpHeaderTooLarge: "http.header_too_large", Origin, Some(502), Certain, Some("http_response_header_section_size"),
         "the head of the answer is over the limit",
         "the head of the origin's answer is over the limit";
-    HttpTransferCoding: "http.transfer_coding", Origin, Some(502), Certain, Some("http_response_transfer_coding"),
-        "the answer's body is framed in a way that is not passed on",
-        "the origin must send a length or chunks";
     HttpCaptivePortal: "http.captive_portal", Network, Some(511), Certain, Some("http_protocol_error"),
         "511 (network authentication required)",
         "log in to the network first";

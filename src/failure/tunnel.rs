@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::cause::{Alert, Cause, Kind, Side};
 use crate::net::tcp_info::TcpInfo;
-use crate::relay::{End, Reason};
+use crate::relay::{Close, End, Reason};
 use crate::timeouts::Brief;
 use crate::tls::hello::ClientHello;
 use crate::tls::ledger::{Facts, Reply, Speech, State};
@@ -33,7 +33,7 @@ const TOO_LATE: f64 = 1.3;
 const TICKS: Duration = Duration::from_millis(10);
 
 /// How late we may hear of a reset without thinking anything of it.
-const LATENESS: Duration = Duration::from_millis(5);
+const LATENESS: Duration = Duration::from_millis(1);
 
 /// The end of a tunnel with all that was seen of it.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Forensics {
             Some(age) if age > since_connect + TICKS => (age, TICKS),
             _ => (since_connect, Duration::ZERO),
         };
-        let is_acked = info.is_all_acked();
+        let is_acked = info.bytes_sent > 0 && info.is_all_acked();
         let may_race = info.min_rtt.is_none_or(|rtt| {
             let soonest = rtt.mul_f64(TOO_SOON).saturating_sub(slack);
             let latest = rtt.mul_f64(TOO_LATE) + slack;
@@ -94,7 +94,7 @@ impl Forensics {
         let accept_race = !is_acked && may_race;
         Self {
             is_acked,
-            is_unacked: info.is_none_acked(),
+            is_unacked: info.bytes_sent > 0 && info.is_none_acked(),
             rtt_ratio: since_write.and_then(ratio),
             connect_rtt_ratio: ratio(since_connect),
             accept_race,
@@ -153,6 +153,10 @@ pub(super) fn classify(ending: &Ending) -> Cause {
 /// The end of a tunnel in which nobody spoke.
 fn of_silence(ending: &Ending) -> Option<Cause> {
     match ending.end.reason {
+        // It tired of waiting for the client, as of a connection opened ahead of need.
+        Reason::ServerFin | Reason::ServerReset(_) if ending.end.idle >= PATIENCE => {
+            Some(Kind::TlsClientSilent.into())
+        }
         Reason::ServerFin | Reason::ServerReset(_) => Some(Kind::TlsResetBeforeClientHello.into()),
         Reason::Idle { .. } => Some(Kind::TlsClientSilent.into()),
         Reason::ClientFin
@@ -173,6 +177,7 @@ fn of_handshake(ending: &Ending) -> Option<Cause> {
         return Some(Kind::TlsClientClosedBeforeRequest.into());
     }
     if facts.server_ends_alert_sized
+        && !facts.server_accepts
         && matches!(
             ending.end.reason,
             Reason::ServerFin | Reason::ServerReset(_)
@@ -187,7 +192,7 @@ fn of_handshake(ending: &Ending) -> Option<Cause> {
         Reason::ClientFin | Reason::BothFin | Reason::ClientReset(_) | Reason::ClientError(_) => {
             Some(of_leaving(ending).into())
         }
-        Reason::ServerFin => of_server_fin(facts).map(Cause::from),
+        Reason::ServerFin => of_server_fin(ending).map(Cause::from),
         Reason::ServerReset(_) => of_server_reset(ending),
         Reason::ServerError(error) => of_server_error(ending, error).map(Cause::from),
         Reason::Idle { .. } => of_idling(ending).map(Cause::from),
@@ -235,7 +240,7 @@ fn of_leaving(ending: &Ending) -> Kind {
         State::T0 | State::T1 => Kind::TlsClientHelloIncomplete,
         State::T2 if ending.is_blackholed() => Kind::TlsClientHelloBlackholed,
         State::T2 if is_patient => Kind::TlsNoServerHello,
-        State::T3 | State::T4 | State::T5 if is_patient => Kind::TlsServerFlightStalled,
+        State::T3 | State::T4 if is_patient => Kind::TlsServerFlightStalled,
         State::T2 | State::T3 | State::T4 => Kind::ClientGaveUpTls,
         State::T5 if facts.client_alert.is_none() => Kind::TlsClientClosedAfterServerFlight,
         State::T5 => Kind::ClientGaveUpTls,
@@ -243,11 +248,16 @@ fn of_leaving(ending: &Ending) -> Kind {
     }
 }
 
-fn of_server_fin(facts: &Facts) -> Option<Kind> {
-    match facts.state {
+fn of_server_fin(ending: &Ending) -> Option<Kind> {
+    match ending.tls.state {
         State::T0 | State::T1 => Some(Kind::TlsResetBeforeClientHello),
         State::T2 => Some(Kind::TlsClosedAfterClientHello),
-        State::T3 | State::T4 | State::T5 => Some(Kind::TunnelTruncated),
+        State::T3 | State::T4 | State::T5 if ending.tls.server_is_cut => {
+            Some(Kind::TunnelTruncated)
+        }
+        // It tired of waiting for the client.
+        State::T5 if ending.end.idle >= PATIENCE => Some(Kind::TlsHandshakeTimeout),
+        State::T3 | State::T4 | State::T5 => Some(Kind::TlsResetDuringServerFlight),
         State::T6 | State::T7 => None,
     }
 }
@@ -265,7 +275,13 @@ fn of_server_reset(ending: &Ending) -> Option<Cause> {
 
 fn of_server_error(ending: &Ending, error: &io::Error) -> Option<Kind> {
     let is_unheard = ending.tls.state == State::T2 && error.kind() == io::ErrorKind::TimedOut;
-    is_unheard.then_some(Kind::TlsClientHelloBlackholed)
+    // The kernel gives up on a ClientHello, or on a keepalive behind one that was acknowledged.
+    let is_acked = ending.server.is_some_and(|info| info.is_all_acked());
+    is_unheard.then_some(if is_acked {
+        Kind::TlsNoServerHello
+    } else {
+        Kind::TlsClientHelloBlackholed
+    })
 }
 
 fn of_idling(ending: &Ending) -> Option<Kind> {
@@ -276,6 +292,10 @@ fn of_idling(ending: &Ending) -> Option<Kind> {
         State::T2 => Some(Kind::TlsNoServerHello),
         State::T3 | State::T4 => Some(Kind::TlsServerFlightStalled),
         State::T5 => Some(Kind::TlsHandshakeTimeout),
+        // The server did not end its side.
+        State::T6 | State::T7 if ending.end.client == Close::Fin => {
+            Some(Kind::TlsClientClosedBeforeRequest)
+        }
         State::T6 | State::T7 => None,
     }
 }
@@ -415,5 +435,132 @@ impl Ending {
             State::T5 => "the server's handshake was whole, the client had not answered".to_owned(),
             State::T6 | State::T7 => "the client had answered the server's handshake".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::Waiting;
+
+    /// A connection over which so many bytes went, and so many came back as acknowledged.
+    fn info(bytes_sent: u64, bytes_acked: u64) -> TcpInfo {
+        TcpInfo {
+            state: 7,
+            retransmissions: 0,
+            probes: 0,
+            unacked: 0,
+            bytes_sent,
+            bytes_resent: 0,
+            bytes_acked,
+            bytes_received: 0,
+            unsent: 0,
+            segs_out: 3,
+            segs_in: 2,
+            rtt: None,
+            min_rtt: None,
+            pmtu: 1500,
+            rcv_mss: 536,
+            peer_window: 65_535,
+            since_sent: Duration::ZERO,
+            since_acked: Duration::ZERO,
+        }
+    }
+
+    /// A handshake that came so far and ended so, `seconds` behind the last byte.
+    fn ending(state: State, reason: Reason, seconds: u64) -> Ending {
+        Ending {
+            end: End {
+                client: if matches!(reason, Reason::ClientFin) {
+                    Close::Fin
+                } else {
+                    Close::Local
+                },
+                server: Close::Local,
+                reason,
+                idle: Duration::from_secs(seconds),
+                idle_before: Duration::ZERO,
+                waiting: Waiting::default(),
+            },
+            tls: Facts {
+                state,
+                speech: Speech::Tls,
+                ..Facts::default()
+            },
+            client: None,
+            server: Some(info(517, 518)),
+            since_write: None,
+            since_connect: Duration::from_secs(seconds),
+            is_end_to_end: true,
+            certificate: None,
+        }
+    }
+
+    #[track_caller]
+    fn check(ending: &Ending, expected: &str) {
+        assert_eq!(classify(ending).id(), expected);
+    }
+
+    #[test]
+    fn a_client_that_leaves_behind_a_whole_flight_may_have_thought_long() {
+        for seconds in [0, 5] {
+            check(
+                &ending(State::T5, Reason::ClientFin, seconds),
+                "tls.client_closed_after_server_flight",
+            );
+        }
+        check(
+            &ending(State::T4, Reason::ClientFin, 5),
+            "tls.server_flight_stalled",
+        );
+    }
+
+    #[test]
+    fn a_server_that_tires_of_a_silent_client_blocks_no_port() {
+        for (seconds, expected) in [
+            (0, "tls.reset_before_client_hello"),
+            (60, "tls.client_silent"),
+        ] {
+            for reason in [
+                Reason::ServerFin,
+                Reason::ServerReset(io::ErrorKind::ConnectionReset.into()),
+            ] {
+                let mut silent = ending(State::T0, reason, seconds);
+                silent.tls.speech = Speech::Silence;
+                check(&silent, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fin_of_the_server_is_a_cut_only_inside_a_record() {
+        let mut cut = ending(State::T4, Reason::ServerFin, 0);
+        check(&cut, "tls.reset_during_server_flight");
+        cut.tls.server_is_cut = true;
+        check(&cut, "tunnel.truncated");
+        check(
+            &ending(State::T5, Reason::ServerFin, 60),
+            "tls.handshake_timeout",
+        );
+    }
+
+    #[test]
+    fn a_hello_that_was_acknowledged_is_in_no_black_hole() {
+        let gone = || Reason::ServerError(io::ErrorKind::TimedOut.into());
+        let mut ending = ending(State::T2, gone(), 600);
+        check(&ending, "tls.no_server_hello");
+        ending.server = Some(info(517, 1));
+        check(&ending, "tls.client_hello_blackholed");
+    }
+
+    #[test]
+    fn a_client_that_ended_behind_the_handshake_asked_nothing_of_the_server() {
+        let after = Duration::from_mins(1);
+        let mut left = ending(State::T6, Reason::Idle { after }, 60);
+        left.tls.reply = Some(Reply::Finished);
+        left.end.waiting.server_to_answer = true;
+        check(&left, "tunnel.server_silent");
+        left.end.client = Close::Fin;
+        check(&left, "tls.client_closed_before_request");
     }
 }

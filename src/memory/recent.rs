@@ -24,6 +24,9 @@ const FAILURES: usize = 1000;
 /// For how long what was seen counts.
 pub(super) const WINDOW: Duration = Duration::from_mins(10);
 
+/// The same for silences, of which each takes its time.
+const SILENT_WINDOW: Duration = Duration::from_hours(1);
+
 /// What recent requests showed.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
@@ -31,25 +34,35 @@ pub(super) struct Recent {
     addresses: Bounded<SocketAddr, AddressStory>,
     /// Names whose trusted certificates a client rejected.
     rejecters: Bounded<IpAddr, Names>,
-    /// Names by the issuer that signed for them and is not trusted here.
+    /// Sites by the issuer that signed for them and is not trusted here.
     issuers: Bounded<String, Names>,
     /// Names whose certificates' dates do not hold.
     pub(super) misdated: Names,
     /// Silences that ended a tunnel, in milliseconds, with their moments.
-    pub(super) silences: VecDeque<(f64, Timestamp)>,
+    silences: VecDeque<(f64, Timestamp)>,
 }
 
 /// What happened to one host and port.
 #[derive(Debug, Default)]
 pub(super) struct TargetStory {
-    /// Since the last success.
-    failures: VecDeque<Failed>,
+    /// The moments of the failures since the last success.
+    failures: VecDeque<Timestamp>,
+    last_failure: Option<Failed>,
     /// How each hop went last.
     hops: Vec<(Arc<str>, bool, Timestamp)>,
-    /// Its addresses: who failed at each, and when it was last fine.
-    addresses: Vec<(IpAddr, Vec<IpAddr>, Option<Timestamp>)>,
+    addresses: Vec<Place>,
     /// Successes of the last minute.
     successes: VecDeque<Timestamp>,
+}
+
+/// One address of a target.
+#[derive(Debug)]
+struct Place {
+    ip: IpAddr,
+    /// Who failed there since it was last fine, and when last.
+    failed: Vec<(IpAddr, Timestamp)>,
+    /// When it was last fine.
+    fine: Option<Timestamp>,
 }
 
 /// A failure.
@@ -62,7 +75,17 @@ pub(super) struct Failed {
 
 /// What happened at one address and port, by the name in the ClientHello.
 #[derive(Debug, Default)]
-pub(super) struct AddressStory(VecDeque<(String, Answer, Timestamp)>);
+pub(super) struct AddressStory(VecDeque<Sighting>);
+
+/// What became of the last ClientHello of one name.
+#[derive(Debug)]
+struct Sighting {
+    name: String,
+    answer: Answer,
+    at: Timestamp,
+    /// How often in a row it was so.
+    streak: usize,
+}
 
 /// What became of a ClientHello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +94,8 @@ pub(super) enum Answer {
     Fine,
     /// Nobody acknowledged it, and nothing came back but perhaps a reset.
     Lost,
+    /// Neither is clear.
+    Unclear,
 }
 
 /// Names, each with the moment it was seen last.
@@ -92,11 +117,11 @@ impl Names {
 
 impl TargetStory {
     pub(super) fn last_failure(&self) -> Option<&Failed> {
-        self.failures.back()
+        self.last_failure.as_ref()
     }
 
     pub(super) fn failures_within(&self, last: Timestamp, within: Duration) -> usize {
-        let counted = |failed: &&Failed| since(failed.at, last) <= within;
+        let counted = |at: &&Timestamp| since(**at, last) <= within;
         self.failures.iter().filter(counted).count()
     }
 
@@ -131,15 +156,22 @@ impl TargetStory {
         self.hops.iter().find(fine).map(|(name, _, _)| &**name)
     }
 
-    /// How many clients failed at an address while another address of the target was fine lately.
+    /// How many clients failed lately at an address while another address of the target was fine. One of the same family:
+    /// else it may be the family that fails.
     pub(super) fn fails_alone(&self, address: IpAddr, now: Timestamp) -> usize {
-        let is_fine = |at: &Option<Timestamp>| at.is_some_and(|at| since(at, now) <= WINDOW);
-        let others = self.addresses.iter().filter(|(ip, _, _)| *ip != address);
-        if !others.clone().any(|(_, _, fine)| is_fine(fine)) {
+        let is_lately = |at: Timestamp| since(at, now) <= WINDOW;
+        let mut others = self
+            .addresses
+            .iter()
+            .filter(|other| other.ip != address && other.ip.is_ipv4() == address.is_ipv4());
+        if !others.any(|other| other.fine.is_some_and(is_lately)) {
             return 0;
         }
-        let this = self.addresses.iter().find(|(ip, _, _)| *ip == address);
-        this.map_or(0, |(_, clients, _)| clients.len())
+        let this = self.addresses.iter().find(|this| this.ip == address);
+        this.map_or(0, |this| {
+            let lately = this.failed.iter().filter(|(_, at)| is_lately(*at));
+            lately.count()
+        })
     }
 
     /// Successes of the minute before `now`.
@@ -148,14 +180,18 @@ impl TargetStory {
         self.successes.iter().filter(lately).count()
     }
 
-    fn address(&mut self, ip: IpAddr) -> Option<&mut (IpAddr, Vec<IpAddr>, Option<Timestamp>)> {
-        if !self.addresses.iter().any(|(known, _, _)| *known == ip) {
+    fn address(&mut self, ip: IpAddr) -> Option<&mut Place> {
+        if !self.addresses.iter().any(|known| known.ip == ip) {
             if self.addresses.len() >= FEW {
                 self.addresses.remove(0);
             }
-            self.addresses.push((ip, Vec::new(), None));
+            self.addresses.push(Place {
+                ip,
+                failed: Vec::new(),
+                fine: None,
+            });
         }
-        self.addresses.iter_mut().find(|(known, _, _)| *known == ip)
+        self.addresses.iter_mut().find(|known| known.ip == ip)
     }
 
     fn note(&mut self, record: &Record) {
@@ -163,42 +199,46 @@ impl TargetStory {
         let peer = record
             .peer_address
             .filter(|_| record.upstream_name.is_none());
-        if let Some(hop) = &record.hop {
+        if let Some(hop) = &record.hop
+            && (is_fine || counts(record))
+        {
             self.hops.retain(|(known, _, _)| known != hop);
             if self.hops.len() >= FEW {
                 self.hops.remove(0);
             }
-            if is_fine || counts(record) {
-                self.hops.push((hop.clone(), is_fine, record.end));
-            }
+            self.hops.push((hop.clone(), is_fine, record.end));
         }
         if is_fine {
             self.failures.clear();
+            self.last_failure = None;
             self.successes.push_back(record.end);
             if self.successes.len() > 2 * FEW {
                 self.successes.pop_front();
             }
-            if let Some((_, clients, fine)) = peer.and_then(|peer| self.address(peer)) {
-                clients.clear();
-                *fine = Some(record.end);
+            if let Some(place) = peer.and_then(|peer| self.address(peer)) {
+                place.failed.clear();
+                place.fine = Some(record.end);
             }
         } else if counts(record) {
-            let failed = Failed {
+            self.last_failure = Some(Failed {
                 cause: record.error_type.clone().unwrap_or_default(),
                 hop: record.hop.clone(),
                 at: record.end,
-            };
-            self.failures.push_back(failed);
+            });
+            self.failures.push_back(record.end);
             if self.failures.len() > FAILURES {
                 self.failures.pop_front();
             }
         }
         for ip in failing_addresses(record) {
-            if let Some((_, clients, _)) = self.address(ip)
-                && !clients.contains(&record.client_address)
-                && clients.len() < FEW
-            {
-                clients.push(record.client_address);
+            if let Some(place) = self.address(ip) {
+                place
+                    .failed
+                    .retain(|(client, _)| *client != record.client_address);
+                if place.failed.len() >= FEW {
+                    place.failed.remove(0);
+                }
+                place.failed.push((record.client_address, record.end));
             }
         }
     }
@@ -209,7 +249,11 @@ pub(super) fn failing_addresses(record: &Record) -> Vec<IpAddr> {
     if record.upstream_name.is_some() {
         return Vec::new();
     }
-    let is_failure = |cause: &str| cause.starts_with("connect.") && cause != "connect.overtaken";
+    // A host without a family has tried nothing.
+    let is_failure = |cause: &str| {
+        cause.starts_with("connect.")
+            && !matches!(cause, "connect.overtaken" | "connect.family_unsupported")
+    };
     let tried = record.attempts.iter().filter(|attempt| {
         let cause = attempt.cause.as_deref();
         cause.is_some_and(is_failure)
@@ -224,24 +268,44 @@ pub(super) fn failing_addresses(record: &Record) -> Vec<IpAddr> {
     failing
 }
 
-/// Whether a failure says something of the target, rather than of the client, the policy or ourselves.
+/// Whether a failure says something of the target, rather than of the client, the policy or ourselves. What ends a tunnel that
+/// carried data says nothing of the next one.
 fn counts(record: &Record) -> bool {
     record.error_type.as_deref().is_some_and(|cause| {
         let family = cause.split('.').next().unwrap_or_default();
-        matches!(
-            family,
-            "dns" | "connect" | "upstream" | "tls" | "tunnel" | "http"
-        ) && !cause.starts_with("http.status.")
+        matches!(family, "dns" | "connect" | "upstream" | "tls" | "http")
+            && !cause.starts_with("http.status.")
             && !cause.starts_with("tls.client_")
-            && !matches!(cause, "tunnel.shutdown" | "tunnel.idle_timeout")
+            && cause != "connect.family_unsupported"
             || cause == "tls.client_hello_blackholed"
     })
 }
 
 impl AddressStory {
+    fn note(&mut self, name: &str, answer: Answer, at: Timestamp) {
+        let before = self.0.iter().position(|seen| seen.name == name);
+        let before = before.and_then(|place| self.0.remove(place));
+        let goes_on = before.filter(|seen| seen.answer == answer && since(seen.at, at) <= WINDOW);
+        let sighting = Sighting {
+            name: name.to_owned(),
+            answer,
+            at,
+            streak: goes_on.map_or(1, |seen| seen.streak + 1),
+        };
+        push(&mut self.0, sighting);
+    }
+
+    /// How often in a row the ClientHello of a name was lost at this address.
+    pub(super) fn losses(&self, name: &str) -> usize {
+        let mut seen = self.0.iter();
+        let lost = seen.find(|seen| seen.name == name && seen.answer == Answer::Lost);
+        lost.map_or(0, |seen| seen.streak)
+    }
+
     /// How long ago another name was answered at this address.
     pub(super) fn other_was_fine(&self, name: &str, now: Timestamp) -> Option<Duration> {
-        self.others(name, Answer::Fine, now).min()
+        let fine = self.others(name, Answer::Fine, now);
+        fine.map(|seen| since(seen.at, now)).min()
     }
 
     /// How many other names were lost at this address.
@@ -249,12 +313,15 @@ impl AddressStory {
         self.others(name, Answer::Lost, now).count()
     }
 
-    fn others(&self, name: &str, answer: Answer, now: Timestamp) -> impl Iterator<Item = Duration> {
-        self.0
-            .iter()
-            .filter(move |(other, got, _)| other != name && *got == answer)
-            .map(move |(_, _, at)| since(*at, now))
-            .filter(|ago| *ago <= WINDOW)
+    fn others(
+        &self,
+        name: &str,
+        answer: Answer,
+        now: Timestamp,
+    ) -> impl Iterator<Item = &Sighting> {
+        self.0.iter().filter(move |seen| {
+            seen.name != name && seen.answer == answer && since(seen.at, now) <= WINDOW
+        })
     }
 }
 
@@ -271,8 +338,14 @@ impl Recent {
         self.addresses.get(&address).map(|story| &*story)
     }
 
-    /// For how many names lately this issuer, which is not trusted here, signed.
-    pub(super) fn names_of_issuer(&mut self, issuer: &str, now: Timestamp) -> usize {
+    /// The silences that ended tunnels lately, in milliseconds.
+    pub(super) fn silences(&self, now: Timestamp) -> impl Iterator<Item = f64> + Clone {
+        let lately = move |(_, at): &&(f64, Timestamp)| since(*at, now) <= SILENT_WINDOW;
+        self.silences.iter().filter(lately).map(|(ms, _)| *ms)
+    }
+
+    /// For how many sites lately this issuer, which is not trusted here, signed.
+    pub(super) fn sites_of_issuer(&mut self, issuer: &str, now: Timestamp) -> usize {
         self.issuers.get(issuer).map_or(0, |names| names.count(now))
     }
 
@@ -299,16 +372,15 @@ impl Recent {
         if record.upstream_name.is_none()
             && let (Some(ip), Some(port)) = (record.peer_address, record.peer_port)
             && let Some(name) = &tls.server_name
-            && let Some(answer) = answer(record)
         {
             let story = self.addresses.entry(SocketAddr::new(ip, port));
-            story.0.retain(|(known, _, _)| known != name);
-            push(&mut story.0, (name.clone(), answer, record.end));
+            story.note(name, answer(record), record.end);
         }
         match tls.certificate {
             Some("unknown_issuer") => {
                 if let Some(issuer) = &tls.issuer {
-                    self.issuers.entry(issuer.clone()).note(host, record.end);
+                    let sites = self.issuers.entry(issuer.clone());
+                    sites.note(site(host), record.end);
                 }
             }
             Some("expired" | "not_yet_valid") => self.misdated.note(host, record.end),
@@ -321,13 +393,26 @@ impl Recent {
     }
 }
 
-/// What became of a record's ClientHello, where that is clear.
-fn answer(record: &Record) -> Option<Answer> {
-    let tls = record.tls.as_ref()?;
-    if tls.server_flight_bytes.is_some() {
-        return Some(Answer::Fine);
+/// What became of a record's ClientHello.
+fn answer(record: &Record) -> Answer {
+    let tls = record.tls.as_ref();
+    if tls.is_some_and(|tls| tls.server_flight_bytes.is_some()) {
+        Answer::Fine
+    } else if super::suspects::is_lost(record) {
+        Answer::Lost
+    } else {
+        Answer::Unclear
     }
-    super::suspects::is_lost(record).then_some(Answer::Lost)
+}
+
+/// What names of one owner have in common, roughly: their last two labels. An address is alone.
+fn site(host: &str) -> &str {
+    if host.parse::<IpAddr>().is_ok() {
+        return host;
+    }
+    let mut dots = host.trim_end_matches('.').rmatch_indices('.');
+    let at = dots.nth(1).map_or(0, |(at, _)| at + 1);
+    host.get(at..).unwrap_or(host)
 }
 
 fn push<T>(list: &mut VecDeque<T>, item: T) {

@@ -12,10 +12,15 @@ const TOO_SOON: f64 = 0.7;
 /// Round trips below this, in milliseconds, are no measure: a scheduler's whim is as long.
 const MEASURABLE_MS: f64 = 5.0;
 
+/// A server that resets what it accepts does so within this, in milliseconds.
+const ACCEPT_MS: f64 = 20.0;
+/// From this part of a round trip on, a reset may be the far end's.
+const ALMOST_ONE: f64 = 0.9;
+
 /// Names that a pattern must hold for before it says something of a client, an issuer or a clock.
 const MANY_NAMES: usize = 3;
-/// Names that one unknown issuer must sign before it is a pattern.
-const SEVERAL_NAMES: usize = 2;
+/// Sites that one unknown issuer must sign for before it is a pattern: a company's own authority signs for one.
+const SEVERAL_SITES: usize = 2;
 /// Tunnels that must die of silence before it is a pattern.
 const SILENCES: usize = 3;
 /// Clients that must fail at one address while others are fine.
@@ -54,7 +59,8 @@ fn suspect(
 ) -> Suspect {
     Suspect {
         name,
-        score,
+        // Sums of tenths, without their last bits.
+        score: (score * 100.0).round() / 100.0,
         evidence: evidence.into_iter().collect(),
     }
 }
@@ -75,7 +81,10 @@ pub(super) fn is_lost(record: &Record) -> bool {
             let Some(reset) = &record.reset else {
                 return false;
             };
-            reset.accept_race == Some(false) && (is_unacked(record) || is_too_soon(record))
+            // Where a part was acknowledged, the reset may be an answer to that part: the last write is no measure.
+            let is_whole = reset.last_write_acked == Some(true);
+            reset.accept_race == Some(false)
+                && (is_unacked(record) || is_whole && is_too_soon(record))
         }
         _ => false,
     }
@@ -107,6 +116,10 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let address = SocketAddr::new(record.peer_address?, record.peer_port?);
     let name = record.tls.as_ref()?.server_name.as_deref()?;
     let story = recent.address(address)?;
+    let losses = story.losses(name);
+    if losses < losses_needed(record)? {
+        return None;
+    }
     let mut evidence: Vec<Cow<'static, str>> = Vec::new();
     let mut score = 0.5;
     if is_unacked(record) {
@@ -116,6 +129,9 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     if is_too_soon(record) {
         evidence.push("rst_faster_than_rtt".into());
         score += 0.1;
+    }
+    if losses > 1 {
+        evidence.push(format!("lost_{losses}_times_in_a_row").into());
     }
     if let Some(ago) = story.other_was_fine(name, record.end) {
         let seconds = ago.as_secs();
@@ -128,6 +144,27 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
         return Some(suspect("port_or_ip_blocking", 0.6, evidence));
     }
     None
+}
+
+/// How often in a row a ClientHello must be lost before that says something. On a short way a genuine reset may happen to be
+/// sent, as an answer to the connection, just before anything arrived: not time after time.
+///
+/// Nothing where no number says anything: a far end that delays its acknowledgements (RFC 1122, section 4.2.3.2), and resets
+/// before that, does so each time, one round trip behind the ClientHello.
+fn losses_needed(record: &Record) -> Option<usize> {
+    let Some(reset) = record.reset.as_ref() else {
+        return Some(1);
+    };
+    let tcp = record.server_tcp.as_ref();
+    let min_rtt = tcp.and_then(|tcp| tcp.min_rtt_ms).unwrap_or_default();
+    let sent_after = reset.after_connect_ms.zip(reset.after_ms);
+    let sent_after = sent_after.map_or(0.0, |(connect, write)| connect - write);
+    if min_rtt < MEASURABLE_MS {
+        Some(if sent_after >= ACCEPT_MS { 1 } else { 2 })
+    } else {
+        let is_nearer = reset.rtt_ratio.is_some_and(|ratio| ratio < ALMOST_ONE);
+        is_nearer.then_some(1)
+    }
 }
 
 /// A device said itself that it forbids the connection.
@@ -170,9 +207,9 @@ fn tls_interception(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     if certificate == Some("unknown_issuer")
         && let Some(issuer) = tls.and_then(|tls| tls.issuer.as_deref())
     {
-        let names = recent.names_of_issuer(issuer, record.end);
-        if names >= SEVERAL_NAMES {
-            evidence.push(format!("same_unknown_issuer_for_{names}_names").into());
+        let sites = recent.sites_of_issuer(issuer, record.end);
+        if sites >= SEVERAL_SITES {
+            evidence.push(format!("same_unknown_issuer_for_{sites}_sites").into());
         }
     }
     let is_downgraded = record.notes.contains(&"tls.downgrade_sentinel")
@@ -236,19 +273,21 @@ fn upstream(record: &Record) -> Option<Suspect> {
 }
 
 fn idle_timeout(record: &Record, recent: &Recent) -> Option<Suspect> {
-    if !cause(record).ends_with("_after_idle") || recent.silences.len() < SILENCES {
+    let silences = recent.silences(record.end);
+    let count = silences.clone().count();
+    if !cause(record).ends_with("_after_idle") || count < SILENCES {
         return None;
     }
-    let silences = recent.silences.iter().map(|(ms, _)| *ms);
     let shortest = silences.fold(f64::INFINITY, f64::min);
     let evidence = [
-        format!("{}_tunnels_died_of_silence", recent.silences.len()).into(),
+        format!("{count}_tunnels_died_of_silence").into(),
         format!("shortest_silence_{:.0}s", shortest / 1000.0).into(),
     ];
     Some(suspect("idle_timeout_middlebox", 0.8, evidence))
 }
 
-/// All of one family failed and the other connected. A host without IPv6 is no failure of IPv6.
+/// All of one family failed and the other connected. A host without IPv6 is no failure of IPv6, and where a server answers
+/// by a reset it is the server that does not listen.
 fn ipv6_broken(record: &Record) -> Option<Suspect> {
     let of = |family: &'static str| {
         let attempts = record.attempts.iter();
@@ -257,7 +296,13 @@ fn ipv6_broken(record: &Record) -> Option<Suspect> {
     let failed = |cause: &str| {
         let told = cause.strip_prefix("upstream.").unwrap_or(cause);
         told.starts_with("connect.")
-            && !matches!(told, "connect.overtaken" | "connect.family_unsupported")
+            && !matches!(
+                told,
+                "connect.overtaken"
+                    | "connect.family_unsupported"
+                    | "connect.refused"
+                    | "connect.reset"
+            )
     };
     let v6: Vec<_> = of("ipv6").collect();
     let all_fail = v6

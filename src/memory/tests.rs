@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::sync::Mutex;
 
 use super::*;
@@ -131,6 +132,7 @@ fn a_name_is_filtered_only_where_another_is_fine_at_the_same_address() {
         [
             "client_hello_unacked",
             "rst_faster_than_rtt",
+            "lost_2_times_in_a_row",
             "other_sni_ok_same_ip_41s_ago"
         ]
     );
@@ -139,12 +141,41 @@ fn a_name_is_filtered_only_where_another_is_fine_at_the_same_address() {
 }
 
 #[test]
+fn on_a_short_way_one_loss_says_nothing() {
+    let bench = Bench::new();
+    let short = |bytes_acked, after_connect_ms| {
+        let mut record = reset("bad.example", bytes_acked, false);
+        record.server_tcp.as_mut().unwrap().min_rtt_ms = Some(0.05);
+        let reset = record.reset.as_mut().unwrap();
+        (reset.after_connect_ms, reset.after_ms) = (Some(after_connect_ms), Some(0.1));
+        record
+    };
+    bench.take(fine("good.example"));
+    assert!(bench.suspects(short(1, 3.0)).is_empty());
+    assert_eq!(bench.suspects(short(1, 3.0)), ["sni_filtering"]);
+    assert!(bench.suspects(short(518, 3.0)).is_empty());
+    assert!(bench.suspects(short(1, 3.0)).is_empty());
+    assert!(bench.suspects(short(518, 3.0)).is_empty());
+    assert_eq!(bench.suspects(short(1, 30.0)), ["sni_filtering"]);
+}
+
+#[test]
 fn a_servers_own_reset_raises_no_suspect() {
     let bench = Bench::new();
     bench.take(fine("good.example"));
+    let mut slow_to_ack = reset("bad.example", 1, false);
+    slow_to_ack.reset.as_mut().unwrap().rtt_ratio = Some(1.01);
+    let mut half_acked = reset("bad.example", 300, false);
+    let told = half_acked.reset.as_mut().unwrap();
+    (told.last_write_acked, told.rtt_ratio) = (Some(false), Some(0.5));
     for record in [
         reset("bad.example", 518, false),
         reset("bad.example", 1, true),
+        // One round trip behind it: a far end that had not come to acknowledge it does so each time.
+        slow_to_ack.clone(),
+        slow_to_ack,
+        // Half of it was acknowledged, and the other half had just left.
+        half_acked,
         failed("bad.example", "tls.closed_after_client_hello"),
         failed("bad.example", "tls.alert_from_server.internal_error"),
         failed("bad.example", "connect.timeout"),
@@ -211,7 +242,7 @@ fn many_rejections_of_trusted_certificates_are_a_missing_ca() {
 }
 
 #[test]
-fn one_unknown_issuer_for_several_names_intercepts() {
+fn one_unknown_issuer_for_several_sites_intercepts() {
     let bench = Bench::new();
     let signed = |host: &str| {
         let mut record = failed(host, "tls.client_rejected_certificate.unknown_ca");
@@ -220,8 +251,11 @@ fn one_unknown_issuer_for_several_names_intercepts() {
         tls.issuer = Some("CN=Corp Inspection".to_owned());
         record
     };
-    assert!(bench.suspects(signed("a.example")).is_empty());
-    assert_eq!(bench.suspects(signed("b.example")), ["tls_interception"]);
+    assert!(bench.suspects(signed("git.corp.example")).is_empty());
+    // A company's own authority.
+    assert!(bench.suspects(signed("wiki.corp.example")).is_empty());
+    assert!(bench.suspects(signed("corp.example")).is_empty());
+    assert_eq!(bench.suspects(signed("b.test")), ["tls_interception"]);
 }
 
 #[test]
@@ -239,12 +273,14 @@ fn dates_that_fail_for_many_names_are_our_clock() {
 
 #[test]
 fn tunnels_that_die_of_silence_show_a_timer() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
     let silent = |seconds: f64| {
         let mut record = failed("a.example", "tunnel.reset_after_idle");
         record.idle_before_ms = Some(seconds * 1000.0);
         record
     };
+    bench.take(silent(30.0));
+    bench.after(Duration::from_hours(2));
     bench.take(silent(310.0));
     assert!(bench.suspects(silent(400.0)).is_empty());
     let record = bench.take(silent(305.0));
@@ -274,13 +310,70 @@ fn a_family_that_always_fails_is_broken_even_on_success() {
         attempt("203.0.113.7:443", None),
     ];
     assert_eq!(bench.suspects(record.clone()), ["ipv6_broken"]);
-    record.attempts[0].cause = Some("connect.overtaken".into());
-    assert!(bench.suspects(record).is_empty());
+    // The last two: a server that does not listen by IPv6, and a host without IPv6.
+    for cause in [
+        "connect.overtaken",
+        "connect.refused",
+        "connect.family_unsupported",
+    ] {
+        record.attempts[0].cause = Some(cause.into());
+        assert!(bench.suspects(record.clone()).is_empty(), "{cause}");
+    }
+}
+
+#[test]
+fn a_family_that_fails_for_all_is_no_bad_address() {
+    let mut bench = Bench::new();
+    let attempt = |address: &str, cause| Attempt {
+        hop: "direct".into(),
+        address: Some(address.parse().unwrap()),
+        family: Some("ipv6"),
+        cause: Some(Cow::Borrowed(cause)),
+        ms: 1.0,
+        icmp: None,
+        reused: false,
+    };
+    let tried = |client: &str, cause| {
+        let mut record = fine("cdn.example");
+        record.client_address = client.parse().unwrap();
+        record.attempts = vec![
+            attempt("[2001:db8::1]:443", cause),
+            attempt("[2001:db8::2]:443", cause),
+        ];
+        record
+    };
+    for cause in ["connect.family_unsupported", "connect.timeout"] {
+        assert!(bench.suspects(tried("10.0.0.1", cause)).is_empty());
+        bench.after(Duration::from_secs(1));
+        assert!(
+            bench.suspects(tried("10.0.0.2", cause)).is_empty(),
+            "{cause}"
+        );
+    }
+}
+
+#[test]
+fn what_says_nothing_of_a_target_leaves_what_is_known_of_it() {
+    let bench = Bench::new();
+    bench.take(fine("a.example"));
+    for cause in [
+        "client.gave_up.connect",
+        "http.status.404",
+        "tunnel.client_not_reading",
+    ] {
+        bench.take(failed("a.example", cause));
+    }
+    let mut by_corp = failed("a.example", "connect.timeout");
+    by_corp.hop = Some("corp".into());
+    bench.take(by_corp.clone());
+    by_corp.hop = Some("other".into());
+    // It was fine directly: it is not down.
+    assert!(bench.suspects(by_corp).is_empty());
 }
 
 #[test]
 fn an_address_that_fails_for_two_clients_while_others_are_fine_is_bad() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
     bench.take(fine("cdn.example"));
     let bad = |client: &str| {
         let mut record = reset("cdn.example", 518, false);
@@ -289,7 +382,10 @@ fn an_address_that_fails_for_two_clients_while_others_are_fine_is_bad() {
         record
     };
     assert!(bench.suspects(bad("10.0.0.1")).is_empty());
-    assert_eq!(bench.suspects(bad("10.0.0.2")), ["bad_cdn_node"]);
+    bench.after(Duration::from_mins(11));
+    bench.take(fine("cdn.example"));
+    assert!(bench.suspects(bad("10.0.0.2")).is_empty());
+    assert_eq!(bench.suspects(bad("10.0.0.3")), ["bad_cdn_node"]);
 }
 
 #[test]

@@ -103,6 +103,8 @@ impl Tunnel {
             reset(&client);
         }
         let mut ending = witness.ending(end, is_end_to_end);
+        // Nobody waits for a judgement.
+        drop((client, server));
         if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
             ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
         }
@@ -175,12 +177,13 @@ impl Watch for Witness {
         }
     }
 
-    fn server(&mut self, bytes: &[u8], _: Instant) {
-        self.ledger.server(bytes);
+    fn server(&mut self, bytes: &[u8], now: Instant) {
+        self.ledger.server(bytes, now);
     }
 
-    fn event(&mut self, _: &Reason, now: Instant) {
-        if self.first.is_none() {
+    fn event(&mut self, reason: &Reason, now: Instant) {
+        // Our own limit may pass long behind a FIN: who was waited for is told by the moment of the limit.
+        if self.first.is_none() || matches!(reason, Reason::Idle { .. }) {
             self.first = Some(self.moment(now));
         }
     }
@@ -214,5 +217,39 @@ async fn judge(
 fn reset(socket: &Socket) {
     if let Err(error) = socket.reset_on_close() {
         tracing::debug!(%error, "set a socket to end with a reset");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::net::socket::tests::pair;
+    use crate::relay::{Close, Waiting};
+
+    #[tokio::test]
+    async fn who_is_waited_for_is_told_by_the_moment_of_the_limit() {
+        let ((client, _near), (mut server, _far)) = (pair().await, pair().await);
+        let mut witness = Witness::new(&client, &server);
+        witness.event(&Reason::ClientFin, Instant::now());
+        server.write_all(b"the rest of a request").await.unwrap();
+        witness.event(&Reason::ServerFin, Instant::now());
+        let sent = |witness: &Witness| witness.first.unwrap().server.unwrap().bytes_sent;
+        assert_eq!(sent(&witness), 0, "the first event counts");
+        let after = Duration::from_mins(1);
+        witness.event(&Reason::Idle { after }, Instant::now());
+        let end = End {
+            reason: Reason::Idle { after },
+            client: Close::Fin,
+            server: Close::Local,
+            idle: after,
+            idle_before: Duration::ZERO,
+            waiting: Waiting::default(),
+        };
+        let ending = witness.ending(end, true);
+        assert_eq!(ending.server.unwrap().bytes_sent, 21);
     }
 }

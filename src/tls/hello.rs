@@ -21,6 +21,11 @@ const RETRY: [u8; 32] = [
 /// The end of the random of a server that could do better than it was asked for (the same section); 0 or 1 follows.
 const SENTINEL: &[u8] = b"DOWNGRD";
 
+/// More protocols, or groups, than any client offers; a stranger may send thousands.
+const MOST_OFFERED: usize = 32;
+/// No name is longer.
+const LONGEST_NAME: usize = 255;
+
 const TLS_1_2: u16 = 0x0303;
 const TLS_1_3: u16 = 0x0304;
 
@@ -29,11 +34,11 @@ const TLS_1_3: u16 = 0x0304;
 pub struct ClientHello {
     /// The name in the SNI extension; the outer one where there is ECH.
     pub server_name: Option<String>,
-    /// The protocols of the ALPN extension.
+    /// The protocols of the ALPN extension, the first of them.
     pub alpn: Vec<String>,
     /// The versions, as numbers of the wire, without grease.
     pub versions: Vec<u16>,
-    /// The groups, without grease.
+    /// The groups, the first of them, without grease.
     pub groups: Vec<u16>,
     /// Whether there is an ECH extension, real or grease.
     pub ech: bool,
@@ -60,17 +65,20 @@ impl ClientHello {
             match extension {
                 TlsExtension::SNI(names) => {
                     let name = names.first().map(|(_, name)| *name).unwrap_or_default();
+                    let name = name.get(..LONGEST_NAME).unwrap_or(name);
                     read.server_name = Some(String::from_utf8_lossy(name).into_owned());
                 }
                 TlsExtension::ALPN(protocols) => {
-                    let protocols = protocols.iter().map(|name| String::from_utf8_lossy(name));
+                    let protocols = protocols.iter().take(MOST_OFFERED);
+                    let protocols = protocols.map(|name| String::from_utf8_lossy(name));
                     read.alpn = protocols.map(Cow::into_owned).collect();
                 }
                 TlsExtension::SupportedVersions(versions) => {
                     read.versions = without_grease(versions.iter().map(|version| version.0));
                 }
                 TlsExtension::EllipticCurves(groups) => {
-                    read.groups = without_grease(groups.iter().map(|group| group.0));
+                    let groups = groups.iter().take(MOST_OFFERED);
+                    read.groups = without_grease(groups.map(|group| group.0));
                 }
                 TlsExtension::EarlyData(_) => read.early_data = true,
                 TlsExtension::Unknown(kind, _) if kind.0 == ENCRYPTED_CLIENT_HELLO => {

@@ -19,13 +19,16 @@ use records::{
 /// A handshake that takes more bytes than this, either way, is not followed to its end.
 const MOST: u64 = 256 * 1024;
 
+/// An alert of the server's that comes later behind the client's last bytes answers to nothing: the server tires of waiting,
+/// and takes its leave.
+const PROMPT: Duration = Duration::from_secs(3);
+
 /// How much of what is no TLS is kept.
 const QUOTE: usize = 64;
 
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 const CERTIFICATE: u8 = 11;
-const CERTIFICATE_REQUEST: u8 = 13;
 const SERVER_HELLO_DONE: u8 = 14;
 
 /// An encrypted alert of TLS 1.3: two bytes, its content type, the tag.
@@ -112,18 +115,19 @@ pub struct Facts {
     pub client_hello_records: u32,
     /// The ServerHello that counts.
     pub server_hello: Option<ServerHello>,
-    /// The server's certificates, leaf first, as DER (up to TLS 1.2).
+    /// The server's certificates, leaf first, as DER (up to TLS 1.2); forgotten once data passes both ways.
     pub chain: Vec<Vec<u8>>,
-    /// Whether the server asked the client for a certificate (up to TLS 1.2).
-    pub wants_client_certificate: bool,
     /// Whether a session was resumed (up to TLS 1.2).
     pub is_resumed: bool,
     /// The server's alert, in the clear.
     pub server_alert: Option<Alert>,
     /// The client's.
     pub client_alert: Option<Alert>,
-    /// Whether the server's last record was as long as an encrypted alert.
+    /// Whether the server's last record was as long as an encrypted alert of TLS 1.3, and came soon behind the client's last
+    /// bytes.
     pub server_ends_alert_sized: bool,
+    /// Whether the server went on behind the client's answer to its flight, as with session tickets.
+    pub server_accepts: bool,
     /// Whether the server's bytes end inside a record.
     pub server_is_cut: bool,
     /// The client's first encrypted word.
@@ -145,6 +149,8 @@ pub struct Ledger {
     client: Half,
     server: Half,
     hello_at: Option<Instant>,
+    /// The client's last bytes.
+    client_at: Option<Instant>,
     /// Encrypted records of the server behind its hello (TLS 1.3).
     sealed: u32,
     is_over: bool,
@@ -177,13 +183,14 @@ impl Ledger {
         facts
     }
 
-    /// Whether a handshake is under way in which the client has asked for nothing yet.
+    /// Whether a handshake is under way that the client has not finished. A client that has may end its direction and still
+    /// listen.
     pub fn is_unfinished(&self) -> bool {
         let facts = &self.facts;
         !self.is_over
             && facts.speech == Speech::Tls
             && !facts.has_client_data
-            && facts.reply != Some(Reply::Unclear)
+            && matches!(facts.reply, None | Some(Reply::AlertSized))
     }
 
     /// Takes bytes of the client.
@@ -191,6 +198,7 @@ impl Ledger {
         if self.is_over || bytes.is_empty() {
             return;
         }
+        self.client_at = Some(now);
         self.client.bytes += bytes.len() as u64;
         if self.facts.state == State::T0 {
             self.facts.speech = Speech::Tls;
@@ -210,7 +218,7 @@ impl Ledger {
     }
 
     /// Takes bytes of the server.
-    pub fn server(&mut self, mut bytes: &[u8]) {
+    pub fn server(&mut self, mut bytes: &[u8], now: Instant) {
         if self.is_over || bytes.is_empty() {
             return;
         }
@@ -228,13 +236,12 @@ impl Ledger {
         let whole = bytes;
         loop {
             match self.server.records.next(&mut bytes) {
-                Ok(Some(piece)) => self.server_piece(&piece),
+                Ok(Some(piece)) => self.server_piece(&piece, now),
                 Ok(None) => break,
                 Err(NotTls) if self.facts.state == State::T3 => {
                     let quote = whole.get(..QUOTE).unwrap_or(whole);
                     self.facts.speech = Speech::Answered(quote.to_vec());
-                    self.is_over = true;
-                    return;
+                    return self.close();
                 }
                 Err(NotTls) => return self.give_up(),
             }
@@ -348,12 +355,12 @@ impl Ledger {
     }
 
     fn client_alert(&mut self) {
-        if let [_, number] = *self.client.alert {
+        if let [_, number] = *std::mem::take(&mut self.client.alert) {
             self.facts.client_alert.get_or_insert(Alert(number));
         }
     }
 
-    fn server_piece(&mut self, piece: &Piece<'_>) {
+    fn server_piece(&mut self, piece: &Piece<'_>, now: Instant) {
         match *piece {
             Piece::Begin { .. } => {}
             Piece::Content { kind, bytes } if !self.server.is_sealed => match kind {
@@ -362,7 +369,7 @@ impl Ledger {
                 _ => {}
             },
             Piece::Content { .. } => {}
-            Piece::End { kind, len } => self.server_record(kind, len),
+            Piece::End { kind, len } => self.server_record(kind, len, now),
         }
     }
 
@@ -376,13 +383,14 @@ impl Ledger {
                 SERVER_HELLO => match ServerHello::read(message) {
                     Some(hello) if hello.is_retry => {}
                     Some(hello) => {
+                        // An alert before it was a mere warning, as of a name that is not known (RFC 6066, section 3).
+                        facts.server_alert = None;
                         facts.server_hello = Some(hello);
                         facts.state = facts.state.max(State::T4);
                     }
                     None => is_readable = false,
                 },
                 CERTIFICATE => facts.chain = certificates(message),
-                CERTIFICATE_REQUEST => facts.wants_client_certificate = true,
                 SERVER_HELLO_DONE => facts.state = facts.state.max(State::T5),
                 _ => {}
             },
@@ -392,7 +400,7 @@ impl Ledger {
         }
     }
 
-    fn server_record(&mut self, kind: u8, len: usize) {
+    fn server_record(&mut self, kind: u8, len: usize, now: Instant) {
         self.facts.server_ends_alert_sized = false;
         let Some(hello) = &self.facts.server_hello else {
             if kind == ALERT {
@@ -404,7 +412,6 @@ impl Ledger {
         let is_behind_data = self.facts.has_client_data;
         match kind {
             ALERT if !self.server.is_sealed => self.server_alert(),
-            ALERT => self.facts.server_ends_alert_sized = true,
             CHANGE_CIPHER_SPEC if !is_1_3 => {
                 self.server.is_sealed = true;
                 self.facts.is_resumed |= self.facts.state == State::T4;
@@ -414,13 +421,16 @@ impl Ledger {
             }
             APPLICATION_DATA if is_1_3 && len == ALERT_1_3 => {
                 self.sealed += 1;
-                self.facts.server_ends_alert_sized = true;
+                let is_prompt = self.client_at.is_some_and(|at| now - at <= PROMPT);
+                self.facts.server_ends_alert_sized = is_prompt;
             }
             APPLICATION_DATA => {
                 self.sealed += 1;
+                self.facts.server_accepts |= self.facts.reply.is_some();
                 if is_behind_data {
                     self.facts.state = State::T7;
-                    self.is_over = true;
+                    self.facts.chain = Vec::new();
+                    self.close();
                 }
             }
             _ => {}
@@ -428,7 +438,7 @@ impl Ledger {
     }
 
     fn server_alert(&mut self) {
-        if let [_, number] = *self.server.alert {
+        if let [_, number] = *std::mem::take(&mut self.server.alert) {
             self.facts.server_alert.get_or_insert(Alert(number));
         }
     }
@@ -441,12 +451,20 @@ impl Ledger {
                 ..Facts::default()
             };
         }
+        self.close();
+    }
+
+    /// Follows no further, and lets go of what is half there.
+    fn close(&mut self) {
         self.is_over = true;
+        for half in [&mut self.client, &mut self.server] {
+            half.messages = Messages::default();
+        }
     }
 
     fn bound(&mut self) {
         if self.client.bytes > MOST || self.server.bytes > MOST {
-            self.is_over = true;
+            self.close();
         }
     }
 }

@@ -40,7 +40,7 @@ pub const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 99);
 /// On the server's link, and nobody: the router finds no neighbour there.
 pub const NOBODY_BEHIND: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 99);
 
-/// One below [`client`](CLIENT)'s and one above, so that the userspace router knows whom to send to.
+/// The hardware addresses from left to right: the router in user space sends to the outer ones.
 const MACS: [&str; 4] = [
     "02:00:00:00:01:02",
     "02:00:00:00:01:01",

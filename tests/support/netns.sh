@@ -26,6 +26,14 @@ ip -n "$router" link set client gso_max_segs 1 up
 ip -n "$router" link set server gso_max_segs 1 up
 ip -n "$server" link set router gso_max_segs 1 up
 
+# One processor receives it all: of an acknowledgement and the reset behind it, sent by two, neither overtakes the other.
+for space in "$client" "$router" "$server"; do
+    ip netns exec "$space" sh -euc '
+        for queue in /sys/class/net/*/queues/rx-0/rps_cpus; do
+            if [ -w "$queue" ]; then echo 1 > "$queue"; fi
+        done'
+done
+
 ip -n "$client" -batch - << END
 address add 10.1.0.2/24 dev router
 address add 2001:db8:1::2/64 dev router nodad

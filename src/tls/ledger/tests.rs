@@ -75,7 +75,7 @@ impl Handshake {
             self.server.write_tls(&mut bytes).unwrap();
         }
         for part in bytes.chunks(step) {
-            self.ledger.server(part);
+            self.ledger.server(part, Instant::now());
         }
         let mut rest = &bytes[..];
         while !rest.is_empty() {
@@ -109,6 +109,8 @@ async fn a_handshake_is_followed_through_its_states_however_it_is_cut() {
             assert_eq!(talk.state(), State::T2);
             talk.down(step);
             assert_eq!(talk.state(), State::T5);
+            let chain = talk.ledger.facts().chain;
+            assert_eq!(chain.len(), usize::from(version == 0x0303));
             talk.up(step);
             assert_eq!(talk.state(), State::T6);
             talk.down(step);
@@ -129,7 +131,7 @@ async fn a_handshake_is_followed_through_its_states_however_it_is_cut() {
             assert!(!hello.groups.is_empty() && facts.client_hello_bytes > 150);
             assert_eq!(facts.server_hello.unwrap().version, version);
             assert_eq!(facts.reply, Some(Reply::Finished));
-            assert_eq!(facts.chain.len(), usize::from(version == 0x0303));
+            assert!(facts.chain.is_empty(), "nobody asks for it any more");
         }
     }
 }
@@ -169,7 +171,7 @@ fn what_is_no_tls_is_let_go_at_once() {
         assert_eq!(ledger.facts().speech, Speech::Other, "{client:?}");
     }
     let mut greeted = Ledger::default();
-    greeted.server(b"220 mail.example ESMTP\r\n");
+    greeted.server(b"220 mail.example ESMTP\r\n", now);
     assert!(greeted.is_over());
     assert_eq!(greeted.facts().speech, Speech::Other);
 }
@@ -186,6 +188,7 @@ fn an_answer_that_is_no_tls_is_quoted() {
     let mut ledger = greeted();
     ledger.server(
         b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/login\r\nContent-Length: 0",
+        Instant::now(),
     );
     let facts = ledger.facts();
     let Speech::Answered(quote) = facts.speech else {
@@ -197,15 +200,84 @@ fn an_answer_that_is_no_tls_is_quoted() {
 #[test]
 fn a_servers_alert_has_its_number() {
     let mut ledger = greeted();
-    ledger.server(&[21, 3, 3]);
-    ledger.server(&[0, 2, 2]);
+    ledger.server(&[21, 3, 3], Instant::now());
+    ledger.server(&[0, 2, 2], Instant::now());
     assert!(ledger.facts().server_is_cut);
-    ledger.server(&[112]);
+    ledger.server(&[112], Instant::now());
     let facts = ledger.facts();
     assert_eq!(
         (facts.server_alert, facts.server_is_cut),
         (Some(Alert(112)), false)
     );
+}
+
+#[test]
+fn an_alert_that_the_server_goes_on_behind_was_a_warning() {
+    let mut talk = Handshake::new(&Setting {
+        version: &rustls::version::TLS12,
+        ..FINE
+    });
+    talk.up(100_000);
+    let warning = [21, 3, 3, 0, 2, 1, 112];
+    talk.ledger.server(&warning, Instant::now());
+    assert_eq!(talk.ledger.facts().server_alert, Some(Alert(112)));
+    talk.down(100_000);
+    assert_eq!(talk.ledger.facts().server_alert, None);
+    let fatal = [21, 3, 3, 0, 2, 2, 40];
+    talk.ledger.server(&fatal, Instant::now());
+    assert_eq!(talk.ledger.facts().server_alert, Some(Alert(40)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_tires_of_waiting_sends_no_alert() {
+    for (wait, expected) in [(1, true), (4, false)] {
+        let mut talk = Handshake::new(&FINE);
+        talk.up(100_000);
+        talk.down(100_000);
+        talk.up(100_000);
+        tokio::time::sleep(Duration::from_secs(wait)).await;
+        let mut alert = vec![23, 3, 3, 0, 19];
+        alert.extend([0; 19]);
+        talk.ledger.server(&alert, Instant::now());
+        let facts = talk.ledger.facts();
+        assert_eq!(facts.server_ends_alert_sized, expected);
+        assert!(!talk.ledger.is_unfinished(), "the client has finished");
+    }
+}
+
+/// A ClientHello with an ALPN extension of so many protocols, and a name as long.
+fn lavish_hello(count: u16) -> Vec<u8> {
+    let extension = |kind: u16, list: Vec<u8>| {
+        let len = u16::try_from(list.len()).unwrap();
+        [
+            kind.to_be_bytes().to_vec(),
+            len.to_be_bytes().to_vec(),
+            list,
+        ]
+        .concat()
+    };
+    let name = vec![b'a'; count.into()];
+    let name = [vec![0], count.to_be_bytes().to_vec(), name].concat();
+    let names = [(count + 3).to_be_bytes().to_vec(), name].concat();
+    let protocols = [1, b'x'].repeat(count.into());
+    let protocols = [(2 * count).to_be_bytes().to_vec(), protocols].concat();
+    let extensions = [extension(0, names), extension(16, protocols)].concat();
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+    body.extend(u16::try_from(extensions.len()).unwrap().to_be_bytes());
+    body.extend(extensions);
+    let mut hello = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
+    hello[0] = CLIENT_HELLO;
+    hello.extend(body);
+    hello
+}
+
+#[test]
+fn of_a_lavish_hello_little_is_kept() {
+    let hello = ClientHello::read(&lavish_hello(2000)).unwrap();
+    assert_eq!(hello.alpn.len(), 32);
+    assert_eq!(hello.server_name.map(|name| name.len()), Some(255));
 }
 
 proptest! {
@@ -219,7 +291,7 @@ proptest! {
             if is_client {
                 ledger.client(&bytes, Instant::now());
             } else {
-                ledger.server(&bytes);
+                ledger.server(&bytes, Instant::now());
             }
         }
         let facts = ledger.facts();
