@@ -547,4 +547,30 @@ mod tests {
             prop_assert_eq!(&Host::parse(&format!("{name}.")).ok(), &canonical);
         }
     }
+
+    #[test]
+    fn only_what_prints_the_same_is_written() {
+        let is_written = |target: &str, text: &str| {
+            let target = Target::from_authority(target).unwrap();
+            target.is_written(text.as_bytes(), 80)
+        };
+        for target in ["a.example:80", "192.0.2.1:80"] {
+            let bare = target.trim_end_matches(":80");
+            assert!(is_written(target, bare), "{target}");
+            assert!(!is_written(target, target));
+            assert!(!is_written(target, &format!("{bare}:")));
+            assert!(!is_written(
+                target,
+                &bare.to_uppercase().replace("192", "0192")
+            ));
+        }
+        for target in ["a.example:8080", "192.0.2.1:8080"] {
+            assert!(is_written(target, target));
+            assert!(!is_written(target, &target.replace("8080", "08080")));
+            assert!(!is_written(target, &target.replace("8080", "+8080")));
+            assert!(!is_written(target, target.trim_end_matches(":8080")));
+        }
+        assert!(!is_written("a.example:8080", "a.example.:8080"));
+        assert!(!is_written("[2001:db8::1]:8080", "[2001:DB8::1]:8080"));
+    }
 }
