@@ -29,6 +29,7 @@ use crate::net::socket::probes;
 use crate::observe::Observe;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
+use crate::proxy::headers::Via;
 use crate::proxy::respond::Identity;
 use crate::snapshot::Snapshot;
 use crate::target::canonical_ip;
@@ -242,7 +243,7 @@ impl App {
         let resolver = Arc::new(resolver);
         let identity = Identity {
             name: settings.name.clone(),
-            pseudonym: draw_pseudonym(),
+            via: Via::new(draw_pseudonym()),
         };
         let snapshot = snapshot(policy, settings, &own, &resolver, count);
         let tracker = TaskTracker::new();

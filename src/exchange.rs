@@ -4,6 +4,7 @@
 //! process) emits exactly one [`Record`]. What is learned on the way is noted on its [`Trail`].
 
 mod evidence;
+mod id;
 mod trail;
 
 use std::borrow::Cow;
@@ -133,7 +134,7 @@ impl Exchange {
     pub fn open(observer: Arc<dyn Observe>, presence: Arc<Presence>) -> Self {
         let now = Timestamp::now();
         let request = Request {
-            id: Uuid::now_v7(),
+            id: id::draw(now),
             start: now,
             action: None,
             method: None,

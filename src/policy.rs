@@ -6,6 +6,7 @@
 
 pub mod explain;
 pub mod guard;
+pub mod index;
 pub mod lint;
 pub mod matcher;
 pub mod no_proxy;
@@ -24,6 +25,7 @@ use crate::target::Target;
 use crate::timeouts::Timeouts;
 
 use guard::{Guard, Guards};
+use index::Index;
 use matcher::{Matcher, Truth, Unknown};
 
 /// A policy, ready to decide.
@@ -37,6 +39,8 @@ pub struct Policy {
     pub guards: Guards,
     /// The rules, in order. The `no_proxy` key is the first of them.
     pub rules: Vec<Rule>,
+    /// The rules by host, where there are many.
+    pub index: Option<Index>,
     /// What happens where no rule decides.
     pub default: Rule,
     /// The ways out by [`RouteId`]; the first is `direct`.
@@ -372,12 +376,32 @@ impl Policy {
     /// Walks on until a decision, or until a fact is missing: put it into the query and step again. A walk belongs to one
     /// policy and one request.
     pub fn step<'p>(&'p self, walk: &mut Walk, query: &Query<'_>) -> Step<'p> {
-        self.step_noting(walk, query, &mut |_, _| {})
+        let note = &mut |_: &'p Rule, _| {};
+        let from = walk.at.unwrap_or_default();
+        match &self.index {
+            Some(index) => {
+                let candidates = index.candidates(&query.target.host, from);
+                self.step_over(candidates, walk, query, note)
+            }
+            None => self.step_over(from..self.rules.len(), walk, query, note),
+        }
     }
 
     /// The same step, telling what happened to each rule.
     pub fn step_noting<'p>(
         &'p self,
+        walk: &mut Walk,
+        query: &Query<'_>,
+        note: &mut dyn FnMut(&'p Rule, Note),
+    ) -> Step<'p> {
+        let from = walk.at.unwrap_or_default();
+        self.step_over(from..self.rules.len(), walk, query, note)
+    }
+
+    /// The same step over those of the rules that are worth a look; all others do not hold.
+    fn step_over<'p>(
+        &'p self,
+        places: impl Iterator<Item = usize>,
         walk: &mut Walk,
         query: &Query<'_>,
         note: &mut dyn FnMut(&'p Rule, Note),
@@ -394,8 +418,10 @@ impl Policy {
                 walk.would(WouldAt::Guard(guard));
             }
         }
-        let from = walk.at.unwrap_or_default();
-        for (at, rule) in self.rules.iter().enumerate().skip(from) {
+        for at in places {
+            let Some(rule) = self.rules.get(at) else {
+                break;
+            };
             walk.at = Some(at);
             if rule.mode == Mode::Off {
                 note(rule, Note::Off);

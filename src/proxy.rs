@@ -10,12 +10,12 @@ pub mod respond;
 pub mod tunnel;
 pub mod upload;
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use http::header::ACCEPT;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, request};
 use http_body::Body as _;
@@ -40,6 +40,7 @@ use crate::tls::trust::Roots;
 
 use answer::{Answer, Open, Requests};
 use forward::Answered;
+use headers::Via;
 use respond::{Identity, Whole};
 use tunnel::{Ends, Tunnel};
 
@@ -105,33 +106,28 @@ impl Caller {
 }
 
 impl Proxy {
-    /// Serves one request. Whatever happens, an answer comes and one record is left.
+    /// Serves one request. Whatever happens, an answer comes and one record is left: it fails only in form, as hyper wants
+    /// it.
     pub async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
         caller: Arc<Caller>,
-    ) -> Response<Answer> {
+    ) -> Result<Response<Answer>, Infallible> {
         let open = Open::new(&caller.requests);
         let mut exchange = Exchange::open(self.observer.clone(), caller.presence.clone());
         let (parts, body) = request.into_parts();
         exchange.asked(&parts);
-        let accept = parts
-            .headers
-            .get_all(ACCEPT)
-            .iter()
-            .cloned()
-            .collect::<Vec<_>>();
+        let wants_json = respond::wants_json(&parts.headers);
         let is_connect = parts.method == Method::CONNECT;
         let mut route = None;
         let served = match check(&parts, &body) {
             Err(error) => Err(error.into()),
             Ok(()) if is_connect => {
-                self.connect(&parts, &caller, &mut exchange, &mut route)
-                    .await
+                Box::pin(self.connect(&parts, &caller, &mut exchange, &mut route)).await
             }
             Ok(()) => self.forward(parts, body, &mut exchange, &mut route).await,
         };
-        match served {
+        Ok(match served {
             Ok(Served::Tunnel(agreed)) => {
                 exchange.answered(agreed.response.status());
                 let roots = self.roots.clone();
@@ -151,7 +147,6 @@ impl Proxy {
                 std::future::pending().await
             }
             Err(failure) => {
-                let wants_json = respond::wants_json(&accept);
                 let earlier = exchange
                     .target()
                     .and_then(|(host, port)| self.memory.earlier(host, port, Timestamp::now()));
@@ -170,7 +165,7 @@ impl Proxy {
                 exchange.fail(&failure);
                 response.map(|body| Answer::Whole(Some(body), open))
             }
-        }
+        })
     }
 
     /// Serves a CONNECT: 200 once the way stands.
@@ -193,7 +188,7 @@ impl Proxy {
                 scheme: Scheme::Connect,
             };
             let (decided, plan) =
-                decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
+                decide(&snapshot, &self.identity.via, ask, exchange, route).await?;
             self.check_circuit(&snapshot, &target)?;
             let way = snapshot.route(decided.route);
             let conn = self
@@ -289,7 +284,7 @@ impl Proxy {
             };
             return Err(denied.into());
         }
-        headers::check_loop(&parts.headers, &self.identity.pseudonym)?;
+        headers::check_loop(&parts.headers, &self.identity.via)?;
         Ok(snapshot)
     }
 }
@@ -326,7 +321,7 @@ struct Decided {
 /// Walks the policy, looking up what the walk asks for, and notes what it says.
 async fn decide(
     snapshot: &Snapshot,
-    pseudonym: &str,
+    via: &Via,
     ask: Ask<'_>,
     exchange: &mut Exchange,
     route: &mut Option<Arc<str>>,
@@ -356,12 +351,10 @@ async fn decide(
             Step::Decided(decision) => break decision,
             Step::Needs(Needs::Addresses) => {
                 let host = &ask.target.host;
-                found = Some(
-                    snapshot
-                        .names
-                        .lookup(host, policy.timeouts.dns, exchange.trail())
-                        .await,
-                );
+                let lookup = snapshot
+                    .names
+                    .lookup(host, policy.timeouts.dns, exchange.trail());
+                found = Some(Box::pin(lookup).await);
                 exchange.trail().enter(Phase::Policy);
             }
         }
@@ -387,7 +380,11 @@ async fn decide(
         },
         addresses: found,
         timeouts: decision.timeouts.clone(),
-        via: headers::via_of(ask.parts, pseudonym),
+        via: if is_plain {
+            String::new()
+        } else {
+            headers::via_of(ask.parts, via)
+        },
     };
     let decided = Decided {
         route: id,

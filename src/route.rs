@@ -50,7 +50,7 @@ pub struct Plan {
     pub addresses: Option<Result<Vec<IpAddr>, ResolveError>>,
     /// How long each wait may take.
     pub timeouts: Arc<Timeouts>,
-    /// What the next proxy gets as Via: the client's entries and ours.
+    /// What the next proxy gets as Via with a CONNECT: the client's entries and ours.
     pub via: String,
 }
 

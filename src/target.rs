@@ -173,6 +173,31 @@ impl Target {
             && port.is_ok_and(|port| port == self.port)
     }
 
+    /// Whether `text` is this target as it prints, without the port where that is `default_port`. May say no where it is:
+    /// what it saves is the printing.
+    pub fn is_written(&self, text: &[u8], default_port: u16) -> bool {
+        let Ok(text) = std::str::from_utf8(text) else {
+            return false;
+        };
+        let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        let is_port = match port {
+            "" => self.port == default_port && !text.ends_with(':'),
+            // A leading zero or a plus sign would be read as well.
+            _ => {
+                port.starts_with(|c| matches!(c, '1'..='9'))
+                    && self.port != default_port
+                    && port.parse() == Ok(self.port)
+            }
+        };
+        is_port
+            && match &self.host {
+                Host::Name(name) => host == &**name,
+                // No other spelling is parsed.
+                Host::Ip(IpAddr::V4(ip)) => host.parse() == Ok(*ip),
+                Host::Ip(IpAddr::V6(_)) => false,
+            }
+    }
+
     fn from_parts(host: &str, port: &str) -> Result<Self, TargetError> {
         let port = parse_port(port)?;
         let (host, zone) = split_zone(host)?;
@@ -521,5 +546,31 @@ mod tests {
             prop_assert_eq!(&Host::parse(&name.to_uppercase()).ok(), &canonical);
             prop_assert_eq!(&Host::parse(&format!("{name}.")).ok(), &canonical);
         }
+    }
+
+    #[test]
+    fn only_what_prints_the_same_is_written() {
+        let is_written = |target: &str, text: &str| {
+            let target = Target::from_authority(target).unwrap();
+            target.is_written(text.as_bytes(), 80)
+        };
+        for target in ["a.example:80", "192.0.2.1:80"] {
+            let bare = target.trim_end_matches(":80");
+            assert!(is_written(target, bare), "{target}");
+            assert!(!is_written(target, target));
+            assert!(!is_written(target, &format!("{bare}:")));
+            assert!(!is_written(
+                target,
+                &bare.to_uppercase().replace("192", "0192")
+            ));
+        }
+        for target in ["a.example:8080", "192.0.2.1:8080"] {
+            assert!(is_written(target, target));
+            assert!(!is_written(target, &target.replace("8080", "08080")));
+            assert!(!is_written(target, &target.replace("8080", "+8080")));
+            assert!(!is_written(target, target.trim_end_matches(":8080")));
+        }
+        assert!(!is_written("a.example:8080", "a.example.:8080"));
+        assert!(!is_written("[2001:db8::1]:8080", "[2001:DB8::1]:8080"));
     }
 }

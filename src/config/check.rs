@@ -17,6 +17,7 @@ use super::matchers;
 use super::raw;
 use super::upstreams::{DIRECT, Routes};
 use crate::policy::guard::{Exception, Guards, Loopback};
+use crate::policy::index::Index;
 use crate::policy::matcher::{Matcher, Set};
 use crate::policy::{Action, Block, Circuit, Mode, Policy, Preflight, Rule, lint};
 use crate::target::Host;
@@ -112,6 +113,7 @@ pub(super) fn policy(
     let policy = Policy {
         hash: Arc::clone(context.hash),
         report,
+        index: Index::for_many(&rules),
         guards: guards(raw.guards.as_ref(), report, context),
         rules,
         default,

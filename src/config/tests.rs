@@ -245,7 +245,7 @@ fn hostile_files_fail_fast_and_clearly() {
         (blocks.into_bytes(), "nests deeper than 16 levels"),
         (
             format!("a: {}", "x".repeat(10 << 20)).into_bytes(),
-            "larger than 1024 KiB",
+            "larger than 4096 KiB",
         ),
         (
             b"version: 1\nname: a\0b\n".to_vec(),

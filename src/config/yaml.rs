@@ -10,8 +10,8 @@ use serde_yaml::granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, S
 
 use super::diag::{Findings, Place};
 
-/// The largest policy, in bytes. Long lists belong into sets; a file of this size is a mistake.
-pub(super) const LARGEST: usize = 1024 * 1024;
+/// The largest policy, in bytes: 10,000 rules and 100,000 entries of sets fit. A larger file is a mistake.
+pub(super) const LARGEST: usize = 4 * 1024 * 1024;
 
 /// How deep lists and mappings may nest.
 const DEEPEST: usize = 16;

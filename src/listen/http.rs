@@ -1,6 +1,5 @@
 //! One client's connection: HTTP/1.1 as long as it lasts, then perhaps a tunnel.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -98,8 +97,7 @@ async fn speak(
         let (proxy, caller, shared) = (proxy.clone(), caller.clone(), shared.clone());
         service_fn(move |request: Request<Incoming>| {
             shared.begin();
-            let served = proxy.clone().handle(request, caller.clone());
-            Box::pin(async move { Ok::<_, Infallible>(served.await) })
+            Box::pin(proxy.clone().handle(request, caller.clone()))
         })
     };
     let mut connection = http1::Builder::new()

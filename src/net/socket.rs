@@ -259,8 +259,16 @@ impl AsyncRead for Socket {
                     None => outcome,
                 }
             } else {
-                // Not all of it was ever written to: this way needs no zeroing.
-                self.0.stream.try_read_buf(buf).map(drop)
+                // Not all of it was ever written to: this way needs no zeroing. Whether it was a short read is told from
+                // around it.
+                let room = buf.remaining();
+                let mut filled = false;
+                let outcome = self.0.stream.try_io(Interest::READABLE, || {
+                    let n = self.0.stream.try_read_buf(buf)?;
+                    filled = true;
+                    would_block_if(n > 0 && n < room)
+                });
+                if filled { Ok(()) } else { outcome }
             };
             match outcome {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -21,9 +21,15 @@ pub struct Finding {
     pub help: Option<String>,
 }
 
+/// Every pair of so many rules is compared. Who has more wrote them by machine: only pairs that speak of one host are
+/// compared, and only with the first of them.
+const MANY_RULES: usize = 1000;
+
 /// Looks through the rules of a policy.
 pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let index = policy.index.as_ref();
+    let index = index.filter(|_| policy.rules.len() > MANY_RULES);
     for (at, rule) in policy.rules.iter().enumerate() {
         let mut find = |message: String, help: Option<&str>| {
             findings.push(Finding {
@@ -42,9 +48,15 @@ pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
             );
             continue;
         }
-        // Every pair is compared; who has more rules than this wrote them by machine.
-        let earlier = policy.rules.get(..at.min(1000)).unwrap_or_default();
-        if let Some(by) = earlier.iter().find(|by| shadows(by, rule, policy)) {
+        let earlier = policy.rules.get(..at.min(MANY_RULES)).unwrap_or_default();
+        let shadow = match index {
+            Some(index) => index
+                .candidates_over(&rule.matcher)
+                .map_while(|by| earlier.get(by))
+                .find(|by| shadows(by, rule, policy)),
+            None => earlier.iter().find(|by| shadows(by, rule, policy)),
+        };
+        if let Some(by) = shadow {
             find(
                 format!(
                     "rule `{}` can never decide: `{}` ({}) takes all it speaks of",
@@ -53,11 +65,10 @@ pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
                 Some("move it up, or take it out"),
             );
         }
-        let by_continue = earlier.iter().find(|earlier| {
-            matches!(earlier.action, Action::Continue) && earlier.timeouts.is_some()
-        });
-        if let Some(by) = by_continue
-            && rule.timeouts.is_some()
+        let sets_timeouts =
+            |by: &&Rule| matches!(by.action, Action::Continue) && by.timeouts.is_some();
+        if rule.timeouts.is_some()
+            && let Some(by) = earlier.iter().find(sets_timeouts)
         {
             find(
                 format!(

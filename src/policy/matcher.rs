@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use globset::GlobSet;
@@ -9,6 +10,7 @@ use http::{HeaderName, Method};
 use ipnet::IpNet;
 use regex::Regex;
 
+use super::index::{MANY_HOSTS, Reach};
 use super::no_proxy::NoProxy;
 use super::{Lookup, Ports, Query, Scheme};
 use crate::target::Host;
@@ -29,7 +31,7 @@ pub enum Matcher {
     /// The host is a name without a dot, or is not (`plain_host`).
     PlainHost(bool),
     /// The address lies in one of these (`ip`).
-    Ip(Vec<IpNet>, Resolve),
+    Ip(Nets, Resolve),
     /// The host is in one of these named sets (`set`).
     Sets(Vec<Arc<Set>>),
     /// The list says to bypass (`no_proxy`).
@@ -45,7 +47,7 @@ pub enum Matcher {
     /// The field has a value that matches (`header`); unknown in a tunnel.
     Header(HeaderName, GlobSet),
     /// The client's address lies in one of these (`client.cidr`).
-    Client(Vec<IpNet>),
+    Client(Nets),
 }
 
 /// Whether `ip` looks up names.
@@ -67,7 +69,15 @@ pub struct Set {
     /// Its names.
     pub hosts: Hosts,
     /// Its addresses; literals only.
-    pub nets: Vec<IpNet>,
+    pub nets: Nets,
+}
+
+/// Networks, as written.
+#[derive(Clone, Debug, Default)]
+pub struct Nets {
+    written: Vec<IpNet>,
+    /// What they span, apart from each other and in order, where there are many.
+    ranges: Vec<(IpAddr, IpAddr)>,
 }
 
 /// A set of host patterns.
@@ -180,7 +190,46 @@ impl Matcher {
                 }
                 None => Truth::Unknown(Unknown::Opaque),
             },
-            Self::Client(nets) => contains(nets, query.client.ip()).into(),
+            Self::Client(nets) => nets.contain(query.client.ip()).into(),
+        }
+    }
+
+    /// The hosts that it may hold for; for all others it is false.
+    pub(super) fn reach(&self) -> Reach {
+        match self {
+            Self::All(all) => {
+                let parts = all.iter().map(Self::reach);
+                parts.fold(Reach::default(), Reach::and)
+            }
+            Self::Any(any) => {
+                let parts = any.iter().map(Self::reach);
+                parts.fold(Reach::nowhere(), Reach::or)
+            }
+            Self::Host(hosts) => hosts.reach(),
+            Self::HostRegex(_) | Self::PlainHost(_) => Reach {
+                names: None,
+                nets: Some(Vec::new()),
+            },
+            Self::Ip(nets, resolve) => Reach {
+                names: (*resolve == Resolve::Never).then(Vec::new),
+                nets: (nets.len() <= MANY_HOSTS).then(|| nets.to_vec()),
+            },
+            Self::Sets(sets) => {
+                let sets = sets.iter().map(|set| {
+                    let nets = (set.nets.len() <= MANY_HOSTS).then(|| set.nets.to_vec());
+                    let names = Some(Vec::new());
+                    set.hosts.reach().or(Reach { names, nets })
+                });
+                sets.fold(Reach::nowhere(), Reach::or)
+            }
+            Self::Not(_)
+            | Self::NoProxy(_)
+            | Self::Port(_)
+            | Self::Scheme(_)
+            | Self::Method(_)
+            | Self::Path(_)
+            | Self::Header(..)
+            | Self::Client(_) => Reach::default(),
         }
     }
 
@@ -231,9 +280,9 @@ fn join(
     truth
 }
 
-fn judge_address(nets: &[IpNet], resolve: Resolve, query: &Query<'_>) -> Truth {
+fn judge_address(nets: &Nets, resolve: Resolve, query: &Query<'_>) -> Truth {
     if let Host::Ip(ip) = query.target.host {
-        return contains(nets, ip).into();
+        return nets.contain(ip).into();
     }
     match (resolve, query.addresses) {
         (Resolve::Never, _) => Truth::False,
@@ -241,21 +290,53 @@ fn judge_address(nets: &[IpNet], resolve: Resolve, query: &Query<'_>) -> Truth {
         (Resolve::Any | Resolve::All, Some(Lookup::Failed)) => {
             Truth::Unknown(Unknown::LookupFailed)
         }
-        (Resolve::Any, Some(Lookup::Found(ips))) => ips.iter().any(|ip| contains(nets, *ip)).into(),
+        (Resolve::Any, Some(Lookup::Found(ips))) => ips.iter().any(|ip| nets.contain(*ip)).into(),
         (Resolve::All, Some(Lookup::Found(ips))) => {
-            (!ips.is_empty() && ips.iter().all(|ip| contains(nets, *ip))).into()
+            (!ips.is_empty() && ips.iter().all(|ip| nets.contain(*ip))).into()
         }
     }
 }
 
-fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
-    nets.iter().any(|net| net.contains(&ip))
+/// So many networks are compared faster than they are searched.
+const FEW_NETS: usize = 8;
+
+impl FromIterator<IpNet> for Nets {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
+        let written = Vec::from_iter(nets);
+        let mut ranges = Vec::new();
+        if written.len() > FEW_NETS {
+            let apart = IpNet::aggregate(&written);
+            ranges.extend(apart.iter().map(|net| (net.network(), net.broadcast())));
+            ranges.sort_unstable();
+        }
+        Self { written, ranges }
+    }
+}
+
+impl Deref for Nets {
+    type Target = [IpNet];
+
+    fn deref(&self) -> &[IpNet] {
+        &self.written
+    }
+}
+
+impl Nets {
+    /// Whether an address lies in one of them.
+    pub fn contain(&self, ip: IpAddr) -> bool {
+        if self.ranges.is_empty() {
+            return self.written.iter().any(|net| net.contains(&ip));
+        }
+        let behind = self.ranges.partition_point(|(first, _)| *first <= ip);
+        let below = behind.checked_sub(1).and_then(|at| self.ranges.get(at));
+        below.is_some_and(|(_, last)| ip <= *last)
+    }
 }
 
 impl Set {
     /// Whether a host is in it.
     pub fn contains(&self, host: &Host) -> bool {
-        self.hosts.contain(host) || host.ip().is_some_and(|ip| contains(&self.nets, ip))
+        self.hosts.contain(host) || host.ip().is_some_and(|ip| self.nets.contain(ip))
     }
 }
 
@@ -371,6 +452,21 @@ impl Hosts {
         self.globs
             .as_ref()
             .is_some_and(|globs| globs.is_match(name.replace('.', "/")))
+    }
+
+    /// The hosts that it may hold.
+    fn reach(&self) -> Reach {
+        let exact = self.exact.iter().filter_map(|host| match host {
+            Host::Name(name) => Some(name),
+            Host::Ip(_) => None,
+        });
+        let names = exact.chain(&self.domains).chain(&self.below).cloned();
+        let nets = self.exact.iter().filter_map(Host::ip).map(IpNet::from);
+        let is_small = self.exact.len() + self.domains.len() + self.below.len() <= MANY_HOSTS;
+        Reach {
+            names: (is_small && self.globs.is_none()).then(|| names.collect()),
+            nets: is_small.then(|| nets.collect()),
+        }
     }
 
     /// Whether every host of another set of patterns is surely one of them, for lint.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::explain::{Does, explain};
 use super::guard::Guards;
-use super::matcher::{Hosts, Resolve, Set};
+use super::matcher::{Hosts, Nets, Resolve, Set};
 use super::no_proxy::{Dialect, NoProxy};
 use super::*;
 use crate::target::Host;
@@ -38,7 +38,7 @@ fn hosts() -> impl Strategy<Value = Hosts> {
     (patterns, domains).prop_map(|(patterns, domains)| Hosts::new(&patterns, &domains).unwrap())
 }
 
-fn nets() -> impl Strategy<Value = Vec<ipnet::IpNet>> {
+fn nets() -> impl Strategy<Value = Nets> {
     prop::sample::subsequence(&NETS[..], 1..3)
         .prop_map(|nets| nets.iter().map(|net| net.parse().unwrap()).collect())
 }
@@ -159,6 +159,7 @@ fn policy() -> impl Strategy<Value = Policy> {
                     ..Guards::default()
                 },
                 rules,
+                index: None,
                 default: Rule {
                     name: "default".into(),
                     source: "".into(),
@@ -328,6 +329,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
     let mut policy = Policy {
         hash: "0123456789ab".into(),
         report: false,
+        index: None,
         guards: Guards::default(),
         rules: vec![
             rule(
@@ -358,7 +360,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
                 "near",
                 6,
                 all(vec![Matcher::Ip(
-                    vec!["10.0.0.0/8".parse().unwrap()],
+                    Nets::from_iter(["10.0.0.0/8".parse().unwrap()]),
                     Resolve::All,
                 )]),
                 direct(),
@@ -491,6 +493,37 @@ proptest! {
         names.dedup();
         prop_assert_eq!(names.len(), explanation.passed.len());
         prop_assert!(explanation.passed.iter().all(|passed| !passed.why.is_empty()));
+    }
+
+    #[test]
+    fn an_indexed_walk_is_the_plain_walk(mut policy in policy(), asked in prop::collection::vec(asked(), 4)) {
+        let plain: Vec<_> = asked.iter().map(|asked| walk(&policy, asked)).collect();
+        policy.index = Some(Index::of(&policy.rules));
+        let indexed: Vec<_> = asked.iter().map(|asked| walk(&policy, asked)).collect();
+        prop_assert_eq!(indexed, plain);
+    }
+
+    #[test]
+    fn many_networks_hold_what_each_of_them_holds(nets in prop::collection::vec((any::<u8>(), 0..=8_u8, any::<bool>()), 0..40)) {
+        // All of a small block, so that networks lie inside, beside and on top of each other.
+        let address = |last: u8, is_v6| -> IpAddr {
+            if is_v6 {
+                std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()).into()
+            } else {
+                std::net::Ipv4Addr::new(192, 0, 2, last).into()
+            }
+        };
+        let nets: Vec<_> = nets
+            .into_iter()
+            .map(|(last, wide, is_v6)| {
+                let length = if is_v6 { 128 } else { 32 } - wide;
+                ipnet::IpNet::new(address(last, is_v6), length).unwrap()
+            })
+            .collect();
+        let joined: Nets = nets.iter().copied().collect();
+        for ip in (0..=255).flat_map(|last| [address(last, false), address(last, true)]) {
+            prop_assert_eq!(joined.contain(ip), nets.iter().any(|net| net.contains(&ip)), "{}", ip);
+        }
     }
 
     #[test]

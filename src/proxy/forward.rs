@@ -11,7 +11,6 @@ use hyper::client::conn::http1;
 use hyper::ext::{ReasonPhrase, on_informational};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, Open, Passing};
 use super::headers::{self, Wishes};
@@ -62,11 +61,10 @@ impl Proxy {
             target: &target,
             scheme: Scheme::Http,
         };
-        let (decided, plan) =
-            decide(&snapshot, &self.identity.pseudonym, ask, exchange, route).await?;
+        let (decided, plan) = decide(&snapshot, &self.identity.via, ask, exchange, route).await?;
         self.check_circuit(&snapshot, &target)?;
         let asked_in = parts.version;
-        let wishes = headers::prepare(&mut parts, &self.identity.pseudonym)?;
+        let wishes = headers::prepare(&mut parts, &self.identity.via)?;
         if wishes.ends_here {
             return Ok(Served::Here(self.answer_here(&parts)));
         }
@@ -78,17 +76,15 @@ impl Proxy {
             plan: &plan,
             wishes: &wishes,
             upload: &upload,
-            rambles: CancellationToken::new(),
         };
         let (response, lease) = errand.run(parts, body, exchange).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let is_end_to_end = matches!(lease.form, Form::Origin);
-            return self
-                .upgrade(response, &wishes, is_end_to_end, plan.timeouts)
-                .await;
+            let upgrade = self.upgrade(response, &wishes, is_end_to_end, plan.timeouts);
+            return Box::pin(upgrade).await;
         }
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return Err(asks_for_credentials(response, &lease.form, exchange).await);
+            return Err(Box::pin(asks_for_credentials(response, &lease.form, exchange)).await);
         }
         if let Form::Absolute {
             upstream,
@@ -96,10 +92,11 @@ impl Proxy {
         } = &lease.form
             && is_of_upstream(&response)
         {
-            return Err(refused(response, upstream, credentials.is_some(), exchange).await);
+            let refused = refused(response, upstream, credentials.is_some(), exchange);
+            return Err(Box::pin(refused).await);
         }
         let (mut head, body) = response.into_parts();
-        headers::pass_back(&mut head, &self.identity.pseudonym);
+        headers::pass_back(&mut head, &self.identity.via);
         let response = Response::from_parts(head, body);
         let pool = snapshot.pool(lease.worker).clone();
         let timeouts = plan.timeouts;
@@ -116,9 +113,8 @@ impl Proxy {
     /// Answers TRACE and OPTIONS whose Max-Forwards ended here (RFC 9110, section 7.6.2).
     fn answer_here(&self, parts: &request::Parts) -> Whole {
         let mut response = Response::new(Bytes::new());
-        if let Ok(via) = HeaderValue::from_str(&format!("1.1 {}", self.identity.pseudonym)) {
-            response.headers_mut().insert(VIA, via);
-        }
+        let via = self.identity.via.entry(Version::HTTP_11).clone();
+        response.headers_mut().insert(VIA, via);
         if parts.method == Method::TRACE {
             let mut trace =
                 format!("{} {} {:?}\r\n", parts.method, parts.uri, parts.version).into_bytes();
@@ -170,7 +166,7 @@ impl Proxy {
             timeouts,
         };
         let (mut parts, _) = response.into_parts();
-        headers::pass_back(&mut parts, &self.identity.pseudonym);
+        headers::pass_back(&mut parts, &self.identity.via);
         Ok(Served::Tunnel(Box::new(Agreed {
             response: Response::from_parts(parts, ()),
             ends,
@@ -186,8 +182,6 @@ struct Errand<'a> {
     plan: &'a Plan,
     wishes: &'a Wishes,
     upload: &'a Arc<Upload>,
-    /// The origin sends interim answers without end.
-    rambles: CancellationToken,
 }
 
 /// Why a request got no answer.
@@ -209,7 +203,8 @@ impl Errand<'_> {
         let trail = exchange.trail();
         let mut lease = match self.kept(exchange) {
             Some(lease) => lease,
-            None => self.fresh(exchange).await?,
+            // On the heap, as is all that few requests need: every request carries room for what is not.
+            None => Box::pin(self.fresh(exchange)).await?,
         };
         loop {
             trail.enter(Phase::Http);
@@ -250,7 +245,7 @@ impl Errand<'_> {
                 }
             };
             trail.last_try_failed(classify(&OriginError::Stale.into()));
-            lease = self.fresh(exchange).await?;
+            lease = Box::pin(self.fresh(exchange)).await?;
         }
     }
 
@@ -315,10 +310,10 @@ impl Errand<'_> {
     fn informed(&self, mut request: Request<Outgoing>) -> Request<Outgoing> {
         let waits = self.wishes.waits_for_continue && !request.body().is_empty();
         let open = Mutex::new(waits.then(|| request.body_mut().hold()));
-        let (count, rambles) = (AtomicU32::new(0), self.rambles.clone());
+        let (count, upload) = (AtomicU32::new(0), self.upload.clone());
         on_informational(&mut request, move |response| {
             if count.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
-                rambles.cancel();
+                upload.ramble();
             }
             if response.status() == StatusCode::CONTINUE
                 && let Some(open) = open.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -347,7 +342,7 @@ impl Errand<'_> {
             let deadline = sent.max(self.upload.last_progress()) + limit;
             tokio::select! {
                 biased;
-                () = self.rambles.cancelled() => {
+                () = self.upload.rambling() => {
                     let error = OriginError::Malformed(MalformedAnswer::Interim);
                     return Err(Unanswered::Failed(error.into()));
                 }

@@ -4,17 +4,47 @@ use http::header::{
     self, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
+use http::uri::PathAndQuery;
 use http::{Method, Uri, Version, request, response};
 
 use crate::failure::{Failure, LoopSign, RequestError};
 use crate::route::Form;
 use crate::target::{Target, TargetError};
 
+/// Our name in Via, as each version of HTTP enters it.
+#[derive(Clone, Debug)]
+pub struct Via {
+    name: String,
+    entries: [HeaderValue; 2],
+}
+
+impl Via {
+    /// The entries of `name`, which is a token.
+    pub fn new(name: String) -> Self {
+        #[expect(clippy::expect_used, reason = "a token is a field's value")]
+        let entry = |version| {
+            HeaderValue::try_from(format!("{version} {name}")).expect("a token is a field's value")
+        };
+        let entries = [entry("1.0"), entry("1.1")];
+        Self { name, entries }
+    }
+
+    /// The entry for a message that came by `version`.
+    pub fn entry(&self, version: Version) -> &HeaderValue {
+        let [old, new] = &self.entries;
+        if version == Version::HTTP_10 {
+            old
+        } else {
+            new
+        }
+    }
+}
+
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Fields that `Connection` cannot name: without them the message would mean something else.
-const END_TO_END: [HeaderName; 6] = [
+static END_TO_END: [HeaderName; 6] = [
     HOST,
     CONTENT_LENGTH,
     TRANSFER_ENCODING,
@@ -46,8 +76,11 @@ pub fn check_host(
     if count > 1 || count == 0 && parts.version != Version::HTTP_10 {
         return Err(TargetError::HostCount(count));
     }
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
     match parts.headers.get(HOST) {
         None => Ok(()),
+        // The target was read from the very same text.
+        Some(host) if authority.is_some_and(|authority| host == authority) => Ok(()),
         Some(host)
             if host
                 .to_str()
@@ -71,10 +104,10 @@ fn quotable(host: &HeaderValue) -> String {
 }
 
 /// Whether our own name stands in Via.
-pub fn check_loop(headers: &HeaderMap, pseudonym: &str) -> Result<(), Failure> {
+pub fn check_loop(headers: &HeaderMap, via: &Via) -> Result<(), Failure> {
     let names_us = |value: &HeaderValue| {
         let by = |entry: &[u8]| {
-            entry.trim_ascii().split(u8::is_ascii_whitespace).nth(1) == Some(pseudonym.as_bytes())
+            entry.trim_ascii().split(u8::is_ascii_whitespace).nth(1) == Some(via.name.as_bytes())
         };
         value.as_bytes().split(|b| *b == b',').any(by)
     };
@@ -85,15 +118,13 @@ pub fn check_loop(headers: &HeaderMap, pseudonym: &str) -> Result<(), Failure> {
 }
 
 /// The Via that a request leaves with: its own entries, and ours behind them.
-pub fn via_of(parts: &request::Parts, pseudonym: &str) -> String {
-    let received = parts
-        .headers
-        .get_all(VIA)
-        .iter()
-        .filter_map(|via| via.to_str().ok());
-    let mut entries: Vec<&str> = received.collect();
-    let ours = our_via(parts.version, pseudonym);
-    entries.push(&ours);
+pub fn via_of(parts: &request::Parts, via: &Via) -> String {
+    let ours = via.entry(parts.version);
+    let received = parts.headers.get_all(VIA).iter();
+    let entries: Vec<&str> = received
+        .chain([ours])
+        .filter_map(|via| via.to_str().ok())
+        .collect();
     entries.join(", ")
 }
 
@@ -101,7 +132,7 @@ pub fn via_of(parts: &request::Parts, pseudonym: &str) -> String {
 ///
 /// # Errors
 /// [`RequestError::TransferCoding`] for any coding but a single `chunked`.
-pub fn prepare(parts: &mut request::Parts, pseudonym: &str) -> Result<Wishes, RequestError> {
+pub fn prepare(parts: &mut request::Parts, via: &Via) -> Result<Wishes, RequestError> {
     let headers = &mut parts.headers;
     let is_chunked = check_coding(headers)?;
     let mut wishes = Wishes {
@@ -133,29 +164,32 @@ pub fn prepare(parts: &mut request::Parts, pseudonym: &str) -> Result<Wishes, Re
         headers.insert(UPGRADE, protocol.clone());
         headers.append(CONNECTION, HeaderValue::from_static("Upgrade"));
     }
-    add_via(headers, parts.version, pseudonym);
+    headers.append(VIA, via.entry(parts.version).clone());
     Ok(wishes)
 }
 
 /// Writes a prepared head's target and Host in the form that the connection's far side takes.
 pub fn address(parts: &mut request::Parts, target: &Target, form: &Form) {
-    let authority = match target.port {
+    let path = parts.uri.path_and_query();
+    let text = path.map_or("/", PathAndQuery::as_str);
+    let slash = if text.starts_with('/') { "" } else { "/" };
+    let is_canonical = |host: &HeaderValue| target.is_written(host.as_bytes(), 80);
+    let authority = || match target.port {
         80 => target.to_string().trim_end_matches(":80").to_owned(),
         _ => target.to_string(),
     };
-    let path = parts
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    let uri: Result<Uri, _> = match form {
-        Form::Origin => format!("{slash}{path}").try_into(),
-        Form::Absolute { .. } => format!("http://{authority}{slash}{path}").try_into(),
+    let uri: Result<Uri, _> = match (form, path) {
+        // What was parsed is not parsed again.
+        (Form::Origin, Some(path)) if slash.is_empty() => Ok(Uri::from(path.clone())),
+        (Form::Origin, _) => format!("{slash}{text}").try_into(),
+        (Form::Absolute { .. }, _) => format!("http://{}{slash}{text}", authority()).try_into(),
     };
     if let Ok(uri) = uri {
         parts.uri = uri;
     }
-    if let Ok(host) = HeaderValue::from_str(&authority) {
+    if !parts.headers.get(HOST).is_some_and(is_canonical)
+        && let Ok(host) = HeaderValue::from_str(&authority())
+    {
         parts.headers.insert(HOST, host);
     }
     parts.headers.remove(PROXY_AUTHORIZATION);
@@ -172,7 +206,7 @@ pub fn address(parts: &mut request::Parts, target: &Target, form: &Form) {
 }
 
 /// Turns an answer's head into the one that the client gets. An upgrade's fields are left alone where it was asked for.
-pub fn pass_back(parts: &mut response::Parts, pseudonym: &str) {
+pub fn pass_back(parts: &mut response::Parts, via: &Via) {
     let upgrade = if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
         upgrade_of(&parts.headers)
     } else {
@@ -190,7 +224,7 @@ pub fn pass_back(parts: &mut response::Parts, pseudonym: &str) {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     }
-    add_via(headers, parts.version, pseudonym);
+    headers.append(VIA, via.entry(parts.version).clone());
     parts.version = Version::HTTP_11;
 }
 
@@ -239,7 +273,13 @@ fn count_down(headers: &mut HeaderMap) -> bool {
     }
 }
 
+/// Fields that concern one hop, whether `Connection` names them or not.
+static HOP_BY_HOP: [HeaderName; 5] = [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, UPGRADE];
+
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     let mut named = Vec::new();
     for value in headers.get_all(CONNECTION) {
         for token in value.as_bytes().split(|b| *b == b',') {
@@ -249,27 +289,9 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in named
-        .into_iter()
-        .chain([CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, UPGRADE])
-    {
+    for name in named.into_iter().chain(HOP_BY_HOP.iter().cloned()) {
         headers.remove(name);
     }
-}
-
-fn add_via(headers: &mut HeaderMap, received: Version, pseudonym: &str) {
-    if let Ok(via) = HeaderValue::from_str(&our_via(received, pseudonym)) {
-        headers.append(VIA, via);
-    }
-}
-
-fn our_via(received: Version, pseudonym: &str) -> String {
-    let version = if received == Version::HTTP_10 {
-        "1.0"
-    } else {
-        "1.1"
-    };
-    format!("{version} {pseudonym}")
 }
 
 fn has_token(value: &HeaderValue, token: &str) -> bool {
@@ -282,6 +304,10 @@ fn has_token(value: &HeaderValue, token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn me() -> Via {
+        Via::new("me".to_owned())
+    }
 
     fn request(head: &[(&str, &str)]) -> request::Parts {
         let mut builder = http::Request::builder().uri("http://a.example/x?y=1");
@@ -303,7 +329,7 @@ mod tests {
     #[track_caller]
     fn leaves(head: &[(&str, &str)], expected: &[&str]) {
         let mut parts = request(head);
-        prepare(&mut parts, "me").unwrap();
+        prepare(&mut parts, &me()).unwrap();
         assert_eq!(fields(&parts.headers), expected);
     }
 
@@ -378,7 +404,7 @@ mod tests {
                 .collect();
             assert!(
                 matches!(
-                    prepare(&mut request(&head), "me"),
+                    prepare(&mut request(&head), &me()),
                     Err(RequestError::TransferCoding(_))
                 ),
                 "{codings:?}"
@@ -391,7 +417,7 @@ mod tests {
         let count = |method: Method, left: &str| {
             let mut parts = request(&[("max-forwards", left)]);
             parts.method = method;
-            let wishes = prepare(&mut parts, "me").unwrap();
+            let wishes = prepare(&mut parts, &me()).unwrap();
             (
                 wishes.ends_here,
                 parts.headers[MAX_FORWARDS].to_str().unwrap().to_owned(),
@@ -404,7 +430,12 @@ mod tests {
 
     #[test]
     fn our_own_name_in_via_is_a_loop() {
-        let with = |via: &str| check_loop(&request(&[("via", via)]).headers, "routecause-12345678");
+        let with = |via: &str| {
+            check_loop(
+                &request(&[("via", via)]).headers,
+                &Via::new("routecause-12345678".to_owned()),
+            )
+        };
         assert!(with("1.1 other, 1.0 routecause-12345678 (x)").is_err());
         assert!(with("1.1 routecause-123456789").is_ok());
         assert!(with("1.1 other").is_ok());
@@ -472,7 +503,7 @@ mod tests {
             .unwrap()
             .into_parts()
             .0;
-        pass_back(&mut parts, "me");
+        pass_back(&mut parts, &me());
         assert_eq!(fields(&parts.headers), ["etag: e", "via: 1.1 me"]);
     }
 }

@@ -92,15 +92,20 @@ impl Pool {
         if target.zone.is_some() {
             return None;
         }
-        let idle = &mut self.shelf().idle;
-        let key = (route, target.clone());
-        let waiting = idle.get_mut(&key)?;
+        let shelf = &mut self.shelf();
+        // What stays empty, and what lies below the one that is taken, is left to the sweep.
+        let waiting = shelf.idle.get_mut(&(route, target.clone()))?;
         let now = Instant::now();
-        waiting.retain(|idle| !idle.lease.sender.is_closed() && now - idle.since < KEPT);
-        let at = waiting
-            .iter()
-            .rposition(|idle| admits(&idle.lease.form, &idle.lease.socket));
-        at.map(|at| waiting.swap_remove(at).lease)
+        let mut at = waiting.len();
+        while let Some(idle) = at.checked_sub(1).and_then(|below| waiting.get(below)) {
+            at -= 1;
+            if idle.lease.sender.is_closed() || now - idle.since >= KEPT {
+                waiting.remove(at);
+            } else if admits(&idle.lease.form, &idle.lease.socket) {
+                return Some(waiting.remove(at).lease);
+            }
+        }
+        None
     }
 
     /// Whether a connection was kept for this lately: it may be in use.

@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VIA};
-use http::{Response, StatusCode};
+use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VIA};
+use http::{Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::headers::Via;
 use crate::failure::{Failure, chain, classify};
 use crate::memory::{Earlier, reminded};
 use crate::net::upstream::UpstreamError;
@@ -19,8 +20,8 @@ use crate::tls::handshake::HandshakeError;
 pub struct Identity {
     /// `server.name`: the name in `Proxy-Status`.
     pub name: String,
-    /// `routecause-` and 8 hex digits, drawn at start: the name in Via.
-    pub pseudonym: String,
+    /// The name in Via: `routecause-` and 8 hex digits, drawn at start.
+    pub via: Via,
 }
 
 /// A response whose body is whole.
@@ -41,11 +42,8 @@ pub fn established(identity: &Identity) -> Whole {
     response
         .extensions_mut()
         .insert(ReasonPhrase::from_static(b"Connection established"));
-    put(
-        response.headers_mut(),
-        VIA,
-        &format!("1.1 {}", identity.pseudonym),
-    );
+    let via = identity.via.entry(Version::HTTP_11).clone();
+    response.headers_mut().insert(VIA, via);
     response
 }
 
@@ -61,8 +59,8 @@ struct Problem<'a> {
 }
 
 /// Whether a client takes `application/problem+json`, by its Accept fields.
-pub fn wants_json(accept: &[HeaderValue]) -> bool {
-    accept.iter().any(|accept| {
+pub fn wants_json(headers: &HeaderMap) -> bool {
+    headers.get_all(ACCEPT).iter().any(|accept| {
         accept
             .to_str()
             .is_ok_and(|accept| accept.contains("application/problem+json"))
@@ -122,7 +120,7 @@ pub fn failure(
         &proxy_status(failure, &message, identity),
     );
     put(headers, RECORD, &id.to_string());
-    put(headers, VIA, &format!("1.1 {}", identity.pseudonym));
+    headers.insert(VIA, identity.via.entry(Version::HTTP_11).clone());
     if status == StatusCode::NOT_IMPLEMENTED || status == StatusCode::METHOD_NOT_ALLOWED {
         put(headers, CONNECTION, "close");
     }

@@ -1,5 +1,6 @@
 //! A request's body on its way to the origin, and what becomes of it.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,11 +9,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use super::patience::Patience;
 use crate::cause::Phase;
@@ -41,22 +42,51 @@ pub struct Upload {
     last: AtomicU64,
     end: Mutex<Option<UploadEnd>>,
     is_done: AtomicBool,
-    /// That nobody passes the answer on any more.
-    is_over: CancellationToken,
+    /// Nobody passes the answer on any more.
+    is_over: Sign,
+    /// The origin sends interim answers without end.
+    rambles: Sign,
+}
+
+/// Something that comes to be so once, and one task that waits for it. A token that can be cancelled would do, and costs
+/// each request its making.
+#[derive(Debug, Default)]
+struct Sign {
+    is_set: AtomicBool,
+    waits: AtomicWaker,
+}
+
+impl Sign {
+    fn set(&self) {
+        self.is_set.store(true, Ordering::Release);
+        self.waits.wake();
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waits.register(cx.waker());
+        if self.is_set.load(Ordering::Acquire) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
 }
 
 /// Held while the answer is waited for or passed on: a body that is still withheld then is given up.
 #[derive(Debug)]
-pub struct Uploading {
-    upload: Arc<Upload>,
-    _over: DropGuard,
+pub struct Uploading(Arc<Upload>);
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        self.0.is_over.set();
+    }
 }
 
 impl std::ops::Deref for Uploading {
     type Target = Arc<Upload>;
 
     fn deref(&self) -> &Arc<Upload> {
-        &self.upload
+        &self.0
     }
 }
 
@@ -92,7 +122,8 @@ impl Upload {
             last: AtomicU64::new(0),
             end: Mutex::new(None),
             is_done: AtomicBool::new(false),
-            is_over: CancellationToken::new(),
+            is_over: Sign::default(),
+            rambles: Sign::default(),
         })
     }
 
@@ -109,6 +140,16 @@ impl Upload {
     /// Whether it was sent whole.
     pub fn is_done(&self) -> bool {
         self.is_done.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the origin sends interim answers without end.
+    pub fn ramble(&self) {
+        self.rambles.set();
+    }
+
+    /// Waits until the origin does so.
+    pub async fn rambling(&self) {
+        poll_fn(|cx| self.rambles.poll(cx)).await;
     }
 
     fn progress(&self) {
@@ -136,7 +177,7 @@ enum Gate {
         patience: Pin<Box<Sleep>>,
     },
     /// The answer came without a 100: the body is not asked for, and the connection of no more use behind the answer.
-    Withheld(Pin<Box<WaitForCancellationFutureOwned>>),
+    Withheld,
 }
 
 impl Outgoing {
@@ -157,10 +198,7 @@ impl Outgoing {
                 upload: upload.clone(),
                 patience: Patience::new(limit),
             },
-            Uploading {
-                _over: upload.is_over.clone().drop_guard(),
-                upload,
-            },
+            Uploading(upload),
         )
     }
 
@@ -206,18 +244,15 @@ impl Body for Outgoing {
         if let Some(Gate::Waiting { opened, patience }) = &mut this.gate {
             this.gate = match Pin::new(opened).poll(cx) {
                 Poll::Ready(Ok(())) => None,
-                Poll::Ready(Err(_)) => {
-                    let over = this.upload.is_over.clone().cancelled_owned();
-                    Some(Gate::Withheld(Box::pin(over)))
-                }
+                Poll::Ready(Err(_)) => Some(Gate::Withheld),
                 Poll::Pending => {
                     ready!(patience.as_mut().poll(cx));
                     None
                 }
             };
         }
-        if let Some(Gate::Withheld(over)) = &mut this.gate {
-            ready!(over.as_mut().poll(cx));
+        if let Some(Gate::Withheld) = &this.gate {
+            ready!(this.upload.is_over.poll(cx));
             return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
         }
         match Pin::new(body).poll_frame(cx) {

@@ -6,6 +6,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
@@ -13,6 +14,7 @@ use nix::sys::socket::{
 use socket2::{Domain, SockRef, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::error::Icmp;
 use super::judge::{Evidence, Sender, asks_for_route};
@@ -48,14 +50,20 @@ pub(super) struct Syn {
     stream: TcpStream,
     address: SocketAddr,
     /// Where it was sent from: the kernel may forget that when the attempt fails.
-    local: Option<IpAddr>,
+    local: Option<SocketAddr>,
+    sent: Instant,
 }
+
+/// A SYN that was answered sooner was not sent again: the kernel waits for one second (RFC 6298, section 2), and nobody
+/// has it wait for less than this.
+const SOONEST_RETRANSMISSION: Duration = Duration::from_millis(100);
 
 impl Syn {
     /// Sends it. `zone` is the interface of a scoped IPv6 address.
     pub(super) fn send(address: SocketAddr, zone: Option<&str>) -> Result<Self, Broken> {
-        let stream = scoped(address, zone).and_then(send);
-        let stream = stream.map_err(|source| Broken {
+        let sent = Instant::now();
+        let sending = scoped(address, zone).and_then(|scoped| Ok((send(scoped)?, scoped)));
+        let (stream, address) = sending.map_err(|source| Broken {
             seen: Evidence {
                 at_once: true,
                 has_route: asks_for_route(&source) && local_towards(address).is_some(),
@@ -64,9 +72,10 @@ impl Syn {
             source,
         })?;
         Ok(Self {
-            local: stream.local_addr().ok().map(|local| local.ip()),
+            local: stream.local_addr().ok(),
             stream,
             address,
+            sent,
         })
     }
 
@@ -74,7 +83,9 @@ impl Syn {
         let ip = offender.ip();
         if ip == self.address.ip() {
             Sender::Target
-        } else if Some(ip) == self.local || local_towards(offender) == Some(ip) {
+        } else if Some(ip) == self.local.map(|local| local.ip())
+            || local_towards(offender) == Some(ip)
+        {
             Sender::Own
         } else {
             Sender::Device
@@ -105,11 +116,22 @@ impl Attempt for Syn {
     }
 
     fn finish(self) -> io::Result<(Socket, u32)> {
-        let retransmissions = TcpInfo::of(&self.stream).map_or(0, |info| info.retransmissions);
+        let retransmissions = if self.sent.elapsed() < SOONEST_RETRANSMISSION {
+            0
+        } else {
+            TcpInfo::of(&self.stream).map_or(0, |info| info.retransmissions)
+        };
         // With the queue on, any ICMP message would end the connection, those included that must not (RFC 1122, section
         // 4.2.3.9).
         let _ = keep_errors(&self.stream, self.address, false);
-        Ok((Socket::new(self.stream)?, retransmissions))
+        let socket = match self.local {
+            Some(local) => {
+                self.stream.set_nodelay(true)?;
+                Socket::between(self.stream, self.address, local)
+            }
+            None => Socket::new(self.stream)?,
+        };
+        Ok((socket, retransmissions))
     }
 
     fn seen(&self) -> Evidence {
