@@ -102,7 +102,7 @@ pub(super) fn classify(handshake: &Handshake) -> Cause {
 }
 
 /// Names what a verdict on a certificate amounts to; nothing where it is valid.
-pub fn of_verdict(verdict: Verdict) -> Option<Kind> {
+fn of_verdict(verdict: Verdict) -> Option<Kind> {
     Some(match verdict {
         Verdict::Valid => return None,
         Verdict::SelfSigned => Kind::TlsCertSelfSigned,
