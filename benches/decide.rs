@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use http::Method;
 use jiff::Timestamp;
-use routecause::client::Client;
+use routecause::client::{Claim, Client};
 use routecause::config::{self, Environment, Options, Source};
 use routecause::policy::no_proxy::{Dialect, NoProxy};
 use routecause::policy::{Policy, Query, Scheme, Walk};
@@ -113,12 +113,14 @@ fn decide(policy: &Policy, target: &Target) -> bool {
     };
     let query = Query {
         client: &client,
+        claim: &Claim::NONE,
         scheme: Scheme::Connect,
         method: &Method::CONNECT,
         target,
         path: None,
         headers: None,
         addresses: None,
+        first_flight: None,
         now: Timestamp::UNIX_EPOCH,
     };
     let step = policy.step(&mut Walk::default(), &query);

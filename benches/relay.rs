@@ -59,6 +59,7 @@ async fn carry(client: TcpStream, server: TcpStream, is_spliced: bool) {
     let limits = Limits {
         idle: Duration::from_mins(1),
         half_closed_idle: Duration::from_mins(1),
+        max_duration: None,
     };
     let mut eyes = Eyes {
         are_shut: is_spliced,

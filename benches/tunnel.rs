@@ -126,6 +126,7 @@ async fn tunnel(listener: &TcpListener, talk: &Talk, is_followed: bool) {
     let limits = Limits {
         idle: Duration::from_hours(1),
         half_closed_idle: Duration::from_mins(1),
+        max_duration: None,
     };
     let meter = Meter::default();
     let mut follow = Follow {

@@ -1,43 +1,51 @@
 //! The running program: listeners bound, a policy at work, and its end.
 
+pub mod bound;
 pub mod drain;
+pub mod explain;
+mod probes;
 pub mod reload;
+pub mod systemd;
 pub mod workers;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::num::NonZeroUsize;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use socket2::{Domain, Type};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::config::LogFormat;
-use crate::listen::accept::{Acceptor, Room};
+use crate::config::otlp::Otlp;
+use crate::config::{AdminAddress, Limits, ListenAt, Listener, LogFormat, TokenSource, Users};
+use crate::exchange::live::Live;
+use crate::listen::accept::Acceptor;
+use crate::listen::door::Door;
+use crate::listen::room::Room;
+use crate::listen::tls;
 use crate::memory::Memory;
 use crate::net::pipe::MOST as MOST_PIPES;
 use crate::net::resolve::Resolver;
-use crate::net::socket::probes;
 use crate::observe::Observe;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::headers::Via;
+use crate::proxy::pool::{KEPT_SHARE, Pool};
+use crate::proxy::quota::Quotas;
 use crate::proxy::respond::Identity;
+use crate::route::world::World;
 use crate::snapshot::Snapshot;
-use crate::target::canonical_ip;
-use crate::timeouts::TCP_KEEPALIVE;
-use crate::tls::trust::Roots;
 
+use bound::{Bound, exposed};
 use drain::Drain;
-use workers::Workers;
+use workers::{Beat, Workers};
 
 /// Connections that may be open when nobody says otherwise; fewer where the descriptors do not suffice.
 const DEFAULT_CONNECTIONS: u64 = 10_000;
@@ -49,26 +57,82 @@ const SPARE_DESCRIPTORS_OF_WORKER: u64 = 8;
 /// Workers end at once; one that hangs is not waited for longer.
 const LAST_WORKER: Duration = Duration::from_secs(1);
 
-/// Connections that wait in the kernel to be accepted.
-const BACKLOG: i32 = 1024;
-
 /// Everything about the process that a policy's rules do not say: from flags, environment and the `server` key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The listeners, by name.
-    pub listen: Vec<(Arc<str>, SocketAddr)>,
+    /// The listeners.
+    pub listen: Vec<Listener>,
     /// Who may use the proxy beside clients on this machine.
     pub allow_from: Vec<IpNet>,
+    /// Who may use it by name; `None` where nobody is asked.
+    pub users: Option<Arc<Users>>,
     /// The name in `Proxy-Status`.
     pub name: String,
     /// How long open tunnels have when the process is told to end.
     pub drain_timeout: Duration,
-    /// How many connections may be open.
-    pub connections: usize,
+    /// How much may be open, and asked for.
+    pub limits: Limits,
     /// How the policy wants records written.
     pub log_format: Option<LogFormat>,
     /// Where records are written; standard output where there is none.
     pub log_file: Option<PathBuf>,
+    /// What tells of the proxy while it runs.
+    pub admin: AdminSettings,
+    /// Where records and spans are exported to.
+    pub otlp: Option<Otlp>,
+}
+
+/// What tells of the proxy while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Where.
+    pub address: AdminAddress,
+    /// Whether nobody asked for that address: where it is taken, the proxy runs without.
+    pub is_default: bool,
+    /// Where its token is found.
+    pub token: Option<TokenSource>,
+    /// The file that records are kept in as well.
+    pub history: Option<PathBuf>,
+    /// How long that keeps them.
+    pub history_retention: Option<Duration>,
+    /// How many of the hosts that failed most of late the metrics name.
+    pub metrics_hosts: usize,
+}
+
+impl Settings {
+    /// For these listeners, with room for so many connections: for clients on this machine, which nobody asks who they are, and
+    /// told to nobody.
+    pub fn of(listen: Vec<Listener>, connections: usize) -> Self {
+        Self {
+            listen,
+            allow_from: Vec::new(),
+            users: None,
+            name: "routecause".to_owned(),
+            drain_timeout: Duration::ZERO,
+            limits: Limits {
+                connections: Some(connections),
+                ..Limits::default()
+            },
+            log_format: None,
+            log_file: None,
+            admin: AdminSettings::off(),
+            otlp: None,
+        }
+    }
+}
+
+impl AdminSettings {
+    /// Nothing tells.
+    pub fn off() -> Self {
+        Self {
+            address: AdminAddress::Off,
+            is_default: false,
+            token: None,
+            history: None,
+            history_retention: None,
+            metrics_hosts: 0,
+        }
+    }
 }
 
 /// Why the program does not start.
@@ -78,111 +142,31 @@ pub enum StartError {
     #[error("listen on {address}")]
     Bind {
         /// The address.
-        address: SocketAddr,
+        address: ListenAt,
         /// The kernel's error.
         source: io::Error,
     },
     /// The proxy would be open to the network.
     #[error(
         "listener {address} can be reached from other machines and nobody says who may use it: add --allow-from CIDR, \
-         or server.allow_from in the policy"
+         or server.allow_from or server.auth in the policy"
     )]
     Open {
         /// The address.
         address: SocketAddr,
     },
+    /// No TLS can be spoken.
+    #[error("speak TLS on listener {name}")]
+    Tls {
+        /// The listener.
+        name: Arc<str>,
+        /// What is wrong.
+        source: rustls::Error,
+    },
 }
 
-/// Listeners that are bound and not served yet: connections to them wait.
-#[derive(Debug)]
-pub struct Bound(Vec<Shared>);
-
-/// One address that every worker listens on.
-#[derive(Debug)]
-struct Shared {
-    name: Arc<str>,
-    address: SocketAddr,
-    /// One for each worker.
-    listeners: Vec<TcpListener>,
-}
-
-impl Bound {
-    /// Binds every listener of the settings, for so many workers.
-    pub fn bind(settings: &Settings, workers: NonZeroUsize) -> Result<Self, StartError> {
-        if let Some(address) = exposed(
-            settings.listen.iter().map(|(_, address)| *address),
-            settings,
-        ) {
-            return Err(StartError::Open { address });
-        }
-        let mut bound = Vec::with_capacity(settings.listen.len());
-        for (name, address) in &settings.listen {
-            let shared = Shared::listen(name.clone(), *address, workers);
-            bound.push(shared.map_err(|source| StartError::Bind {
-                address: *address,
-                source,
-            })?);
-        }
-        Ok(Self(bound))
-    }
-
-    /// The addresses, with the ports that the kernel chose.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().map(|shared| shared.address).collect()
-    }
-
-    /// For how many workers.
-    fn workers(&self) -> usize {
-        self.0
-            .iter()
-            .map(|shared| shared.listeners.len())
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// What each worker listens with.
-    fn by_worker(self) -> Vec<Vec<(Arc<str>, SocketAddr, TcpListener)>> {
-        let mut workers: Vec<Vec<_>> = (0..self.workers()).map(|_| Vec::new()).collect();
-        for shared in self.0 {
-            for (worker, listener) in workers.iter_mut().zip(shared.listeners) {
-                worker.push((shared.name.clone(), shared.address, listener));
-            }
-        }
-        workers
-    }
-}
-
-impl Shared {
-    /// The kernel shares connections out among the listeners. It would do so among processes as well, ours of the day
-    /// before included: the first socket is bound and listens as one that shares nothing, and an address in use is an error.
-    fn listen(name: Arc<str>, address: SocketAddr, workers: NonZeroUsize) -> io::Result<Self> {
-        let first = listen(address, false)?;
-        first.set_reuse_port(true)?;
-        let first = TcpListener::from(first);
-        let mut shared = Self {
-            name,
-            // The kernel may have chosen the port.
-            address: first.local_addr()?,
-            listeners: vec![first],
-        };
-        for _ in 1..workers.get() {
-            let another = listen(shared.address, true)?;
-            shared.listeners.push(another.into());
-        }
-        Ok(shared)
-    }
-}
-
-/// A listener that anyone in the network could use under these settings.
-fn exposed(
-    mut listeners: impl Iterator<Item = SocketAddr>,
-    settings: &Settings,
-) -> Option<SocketAddr> {
-    listeners
-        .find(|address| !canonical_ip(address.ip()).is_loopback() && settings.allow_from.is_empty())
-}
-
-/// Raises the limit of open files as far as it goes, and says how many connections it allows: a tunnel takes two.
+/// Raises the limit of open files as far as it goes, and says how many connections it allows: a tunnel takes two, and some are
+/// kept for later requests.
 pub fn default_connections() -> usize {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
@@ -192,9 +176,7 @@ pub fn default_connections() -> usize {
             soft
         }
     };
-    let workers = workers::count().get() as u64;
-    let spare = (SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_OF_WORKER * workers).min(limit / 4);
-    let connections = (limit.saturating_sub(spare) / 2).clamp(1, DEFAULT_CONNECTIONS);
+    let connections = connections_of(limit);
     if connections < DEFAULT_CONNECTIONS / 10 {
         tracing::warn!(
             connections,
@@ -205,47 +187,61 @@ pub fn default_connections() -> usize {
     usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-/// A socket that listens. What is set on it, each connection that it takes has from the beginning.
-fn listen(address: SocketAddr, is_shared: bool) -> io::Result<socket2::Socket> {
-    let domain = Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, Type::STREAM.nonblocking(), None)?;
-    // A restart must not wait for the connections of the process before.
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(is_shared)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&probes(TCP_KEEPALIVE))?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
+/// How many connections the limit of open files allows, which stays as it is: a command that is started inherits it.
+pub fn connections_as_they_are() -> usize {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    usize::try_from(connections_of(soft)).unwrap_or(usize::MAX)
+}
+
+fn connections_of(limit: u64) -> u64 {
+    let workers = workers::count().get() as u64;
+    let spare = (SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_OF_WORKER * workers).min(limit / 4);
+    // Two for each, and its share of those that are kept.
+    let share = KEPT_SHARE as u64;
+    (limit.saturating_sub(spare) * share / (2 * share + 1)).clamp(1, DEFAULT_CONNECTIONS)
 }
 
 /// The program, serving.
 #[derive(Debug)]
 pub struct App {
     proxy: Arc<Proxy>,
-    resolver: Arc<Resolver>,
     own: Vec<SocketAddr>,
+    places: Vec<ListenAt>,
+    doors: Vec<Arc<Door>>,
+    /// When each worker was last seen at work.
+    beats: Vec<Arc<Beat>>,
     workers: Workers,
     drain: Drain,
+    /// Ends the probes of the policy at work.
+    probes: Mutex<CancellationToken>,
+    world: Option<Arc<dyn World>>,
 }
 
 impl App {
-    /// Puts a policy to work behind bound listeners, and serves.
+    /// Puts a policy to work behind bound listeners, and serves. Its hops lead into `world` where there is one.
     pub fn start(
         bound: Bound,
         settings: &Settings,
         policy: Policy,
-        resolver: Resolver,
+        resolver: &Resolver,
         observer: Arc<dyn Observe>,
+        world: Option<Arc<dyn World>>,
     ) -> io::Result<Self> {
-        let own = bound.addresses();
+        let (own, places, doors) = (bound.addresses(), bound.places(), bound.doors());
         let count = bound.workers();
-        let resolver = Arc::new(resolver);
         let identity = Identity {
             name: settings.name.clone(),
             via: Via::new(draw_pseudonym()),
         };
-        let snapshot = snapshot(policy, settings, &own, &resolver, count);
+        let snapshot = snapshot(
+            policy,
+            settings,
+            &own,
+            resolver,
+            count,
+            None,
+            world.as_ref(),
+        );
         let tracker = TaskTracker::new();
         let snapshot = ArcSwap::from_pointee(snapshot);
         let memory = Arc::new(Memory::new(observer));
@@ -253,20 +249,26 @@ impl App {
             snapshot,
             observer: memory.clone(),
             memory,
+            live: Arc::new(Live::new(count)),
             identity,
-            roots: Arc::new(Roots::of_system()),
+            roots: resolver.roots().clone(),
             tracker: tracker.clone(),
+            quotas: Arc::new(Quotas::new(
+                settings.limits.rate,
+                settings.limits.per_target,
+            )),
+            sampler: settings.otlp.as_ref().and_then(Otlp::sampler),
         });
         let drain = Drain::new(tracker, settings.drain_timeout);
-        let room = Room::new(settings.connections);
+        let room = Room::new(connections(settings), settings.limits.per_client);
         let workers = Workers::default();
+        let beats: Vec<_> = (0..count).map(|_| Arc::new(Beat::new())).collect();
         for (worker, listeners) in bound.by_worker().into_iter().enumerate() {
             workers.start(format!("worker-{worker}"), || {
-                for (name, address, listener) in listeners {
+                for (door, listener) in listeners {
                     let acceptor = Acceptor {
-                        listener: listener.try_into()?,
-                        address,
-                        name,
+                        listener: listener.register()?,
+                        door,
                         worker,
                         proxy: proxy.clone(),
                         room: room.clone(),
@@ -275,17 +277,33 @@ impl App {
                     };
                     drain.spawn(acceptor.run());
                 }
+                let beat = beats.get(worker).cloned().unwrap_or_default();
+                drain.spawn(sweep(proxy.clone(), worker, beat, drain.closing()));
                 Ok(())
             })?;
         }
-        drain.spawn(sweep(proxy.clone(), drain.closing()));
+        let probes = Mutex::new(probes::begin(&proxy, &drain));
         Ok(Self {
             proxy,
-            resolver,
             own,
+            places,
+            doors,
+            beats,
             workers,
             drain,
+            probes,
+            world,
         })
+    }
+
+    /// What serves.
+    pub fn proxy(&self) -> &Arc<Proxy> {
+        &self.proxy
+    }
+
+    /// Cancelled when the end begins.
+    pub fn closing(&self) -> CancellationToken {
+        self.drain.closing()
     }
 
     /// Where the proxy listens.
@@ -293,16 +311,52 @@ impl App {
         &self.own
     }
 
+    /// The same, with those that have no address.
+    pub fn places(&self) -> &[ListenAt] {
+        &self.places
+    }
+
     /// A listener that would be open to everyone under other settings.
     pub fn exposed(&self, settings: &Settings) -> Option<SocketAddr> {
-        exposed(self.own.iter().copied(), settings)
+        exposed(self.own.iter().copied().zip(&settings.listen), settings)
     }
 
     /// Puts another policy to work. Requests that are under way keep the one that they began with.
     pub fn replace(&self, policy: Policy, settings: &Settings) {
-        let workers = self.proxy.snapshot.load().pools.len();
-        let snapshot = snapshot(policy, settings, &self.own, &self.resolver, workers);
+        let before = self.proxy.snapshot.load_full();
+        let (resolver, workers) = (before.names.resolver(), before.pools.len());
+        let snapshot = snapshot(
+            policy,
+            settings,
+            &self.own,
+            resolver,
+            workers,
+            Some(&before),
+            self.world.as_ref(),
+        );
+        for (door, listener) in self.doors.iter().zip(&settings.listen) {
+            let (Some(old), Some(new)) = (&door.tls, &listener.tls) else {
+                continue;
+            };
+            match tls::config(new) {
+                Ok(config) => old.store(config),
+                Err(error) => {
+                    tracing::error!(%error, listener = &*door.name, "the old certificate stays in use");
+                }
+            }
+        }
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        probes.cancel();
+        let changed = before.policy.changed_hops(&snapshot.policy);
         self.proxy.snapshot.store(Arc::new(snapshot));
+        // Requests under way by what a name meant before may still add to it, and are few.
+        self.proxy.memory.forget_hops(&changed);
+        *probes = probes::begin(&self.proxy, &self.drain);
+    }
+
+    /// Whether every worker was seen at work lately.
+    pub fn is_alive(&self) -> bool {
+        self.beats.iter().all(|beat| beat.is_recent())
     }
 
     /// The policy at work.
@@ -316,6 +370,13 @@ impl App {
         if timeout(LAST_WORKER, self.workers.finish()).await.is_err() {
             tracing::error!("some workers did not end");
         }
+        for place in &self.places {
+            if let ListenAt::Unix(path) = place
+                && let Err(error) = std::fs::remove_file(path)
+            {
+                tracing::debug!(%error, path = %path.display(), "remove a socket");
+            }
+        }
     }
 }
 
@@ -323,12 +384,25 @@ fn snapshot(
     mut policy: Policy,
     settings: &Settings,
     own: &[SocketAddr],
-    resolver: &Arc<Resolver>,
+    resolver: &Resolver,
     workers: usize,
+    before: Option<&Snapshot>,
+    world: Option<&Arc<dyn World>>,
 ) -> Snapshot {
     policy.guards.own = own.to_vec();
     let allow_from = settings.allow_from.clone();
-    Snapshot::new(policy, allow_from, resolver.clone(), workers)
+    let users = settings.users.as_ref();
+    let pools = Pool::of_workers(workers, connections(settings));
+    Snapshot::new(policy, allow_from, users, resolver, pools, before, world)
+}
+
+/// How many connections clients may have open.
+fn connections(settings: &Settings) -> usize {
+    // The most that a semaphore counts is more than any system opens.
+    settings
+        .limits
+        .connections
+        .unwrap_or(Semaphore::MAX_PERMITS / 2)
 }
 
 /// A name for Via that tells this process from every other and says nothing else.
@@ -336,15 +410,14 @@ fn draw_pseudonym() -> String {
     format!("routecause-{:08x}", Uuid::now_v7().as_u128() & 0xffff_ffff)
 }
 
-/// Closes kept connections that nobody used for a while.
-async fn sweep(proxy: Arc<Proxy>, closing: CancellationToken) {
-    const PAUSE: Duration = Duration::from_secs(5);
+/// Closes kept connections of a worker that nobody used for a while.
+async fn sweep(proxy: Arc<Proxy>, worker: usize, beat: Arc<Beat>, closing: CancellationToken) {
+    // Shorter than nearly all waits of requests: a runtime that is set a nearer timer than it has wakes itself for it, which
+    // takes a call of the kernel.
+    const PAUSE: Duration = Duration::from_secs(1);
     while closing.run_until_cancelled(sleep(PAUSE)).await.is_some() {
-        for pool in &proxy.snapshot.load().pools {
-            pool.sweep();
-        }
+        proxy.snapshot.load().pool(worker).sweep();
+        beat.beat();
     }
-    for pool in &proxy.snapshot.load().pools {
-        pool.close();
-    }
+    proxy.snapshot.load().pool(worker).close();
 }

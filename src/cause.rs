@@ -3,11 +3,13 @@
 //! A cause never claims intent. Its table is the only list: status, phase, side, `Proxy-Status` token, meaning and hint
 //! are read from it, and only [`crate::failure::classify`] picks a row.
 
+mod class;
 mod table;
 
 use std::borrow::Cow;
 use std::fmt;
 
+pub use class::{Class, Classes};
 pub use table::Kind;
 
 /// Where on its way a request was.
@@ -535,10 +537,10 @@ mod tests {
     #[test]
     fn no_answer_of_ours_can_send_a_module_list_on_or_fish_for_credentials() {
         for kind in Kind::ALL {
-            assert!(
-                !matches!(kind.row().status, Some(404 | 410 | 407)),
-                "{kind:?}"
-            );
+            // The only credentials that are asked for are those for this proxy.
+            let asks = matches!(kind, Kind::ClientAuthRequired | Kind::ClientAuthFailed);
+            assert!(!matches!(kind.row().status, Some(404 | 410)), "{kind:?}");
+            assert_eq!(kind.row().status == Some(407), asks, "{kind:?}");
         }
         assert_eq!(Cause::from(Kind::HttpStatus(407)).status(), Some(502));
         assert_eq!(Cause::from(Kind::HttpStatus(404)).status(), Some(404));

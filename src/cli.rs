@@ -8,22 +8,40 @@ macro_rules! say {
     }};
 }
 
+mod ask;
 mod cause;
 mod check;
+mod clients;
+mod connect;
+mod dns;
+mod doctor;
+mod env;
 mod explain;
+mod lab;
+mod learn;
+mod pages;
+mod parse;
+mod replay;
+mod run;
 mod schema;
 mod serve;
+mod settings;
+mod status;
+mod tail;
+mod top;
+mod variables;
 
-use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use crate::config::AdminAddress;
 use crate::config::env::Environment;
+
+/// The variable that holds the admin token.
+const ADMIN_TOKEN: &str = "ROUTECAUSE_ADMIN_TOKEN";
 
 /// How the program ends, for scripts.
 mod exit {
@@ -31,12 +49,24 @@ mod exit {
     pub(super) const FAILED: u8 = 1;
     /// Wrong use.
     pub(super) const USAGE: u8 = 2;
+    /// The policy refused something, and `--fail-on` names that.
+    pub(super) const DENIED: u8 = 3;
+    /// Something failed on its way, and `--fail-on` names that.
+    pub(super) const EGRESS_FAILED: u8 = 4;
+    /// The admin listener of a proxy cannot be reached.
+    pub(super) const UNREACHABLE: u8 = 5;
     /// Cannot bind (`EX_UNAVAILABLE`).
     pub(super) const UNAVAILABLE: u8 = 69;
     /// No permission (`EX_NOPERM`).
     pub(super) const NO_PERMISSION: u8 = 77;
     /// Bad policy (`EX_CONFIG`).
     pub(super) const BAD_POLICY: u8 = 78;
+    /// The command could not be run, for a reason of ours (as `env` has it).
+    pub(super) const NOT_RUN: u8 = 125;
+    /// The command is no program.
+    pub(super) const NOT_EXECUTABLE: u8 = 126;
+    /// There is no such command.
+    pub(super) const NOT_FOUND: u8 = 127;
 }
 
 /// A forward HTTP/CONNECT egress proxy that routes by policy and says why things fail.
@@ -51,76 +81,128 @@ mod exit {
     subcommand_negates_reqs = true
 )]
 #[command(
-    after_help = "Exit codes: 0 fine, 1 checks failed, 2 usage, 69 cannot bind, 77 no permission, 78 bad policy"
+    after_help = "Exit codes: 0 fine, 1 checks failed, 2 usage, 5 admin unreachable, 69 cannot bind, 77 no permission, 78 bad policy"
 )]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: ServeArgs,
+    serve: serve::args::ServeArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy.
-    Serve(ServeArgs),
+    Serve(serve::args::ServeArgs),
     /// Say what the policy decides for a URL and why, without connecting; or what a cause means.
     #[command(after_help = "\
 Examples:
   routecause explain https://git.corp.example/
   routecause explain --client 172.17.0.2 registry.example:443
   routecause explain --no-proxy '.corp.example,10.0.0.0/8' http://10.1.2.3/
+  routecause explain --as curl,go,requests https://git.corp.example/
   routecause explain --cause tls.cert.unknown_issuer")]
-    Explain(ExplainArgs),
+    Explain(explain::ExplainArgs),
     /// Find every mistake in a policy and run its tests.
     #[command(after_help = "\
 Exit codes: 0 fine, 1 a test failed, 78 the policy has mistakes
 
 Examples:
   routecause check policies/corporate-split.yaml
+  routecause check new.yaml --against records.jsonl
   routecause check --json")]
-    Check(CheckArgs),
+    Check(check::CheckArgs),
+    /// Run a command behind a proxy of its own, and report what became of its requests.
+    #[command(after_help = "\
+Exit codes: the command's own, 128+N where signal N ended it; 3 or 4 by --fail-on where it ends with 0; 78 bad policy;
+125 it could not be run, 126 it is no program, 127 there is none
+
+Examples:
+  routecause run -- curl -sS https://files.example/
+  routecause run -- go mod download
+  routecause run --policy ci.yaml --report out/ --fail-on denied -- make build
+  routecause run --learn ci.yaml -- docker build .")]
+    Run(run::RunArgs),
+    /// Print the settings that a tool reads to use the proxy, or write them into its file and take them back.
+    #[command(after_help = "\
+Examples:
+  eval \"$(routecause env)\"
+  routecause env --for npm --write
+  routecause env --for npm --undo
+  docker build $(routecause env --for docker-build) .")]
+    Env(env::EnvArgs),
+    /// Find out why a URL does not work: probes by every way, controls beside them, and one verdict.
+    #[command(after_help = "\
+Exit codes: 0 it works, 1 it does not
+
+It asks the target's host and the controls, at most some forty connections, with nothing of yours in them: HEAD / only.
+Controls are example.com and www.iana.org where none are named, which it says before it asks, and none where CI is set.
+
+Examples:
+  routecause doctor https://files.example/
+  routecause doctor --policy corp.yaml --control mirror.corp.example https://files.example/
+  routecause doctor go
+  routecause doctor docker https://files.example/
+  routecause doctor git origin
+  routecause doctor --compare https://a.example/f.tar.gz https://b.example/f.tar.gz
+  routecause doctor --locate https://files.example/
+  routecause doctor --idle 10m https://files.example/
+  routecause doctor --thorough https://files.example/
+  routecause doctor env
+  routecause doctor env --pid 4711")]
+    Doctor(doctor::DoctorArgs),
+    /// Open a tunnel through a running proxy on standard input and output, as ssh's `ProxyCommand` wants it.
+    #[command(after_help = "\
+Exit codes: 0 the far side ended, 3 denied by the policy, 4 failed on its way, 69 no proxy there
+
+Example, in ~/.ssh/config:
+  ProxyCommand routecause connect %h %p")]
+    Connect(connect::ConnectArgs),
+    /// Ask every name server that the policy and the system name, and tell what each says; or let a running proxy forget what
+    /// they said.
+    Dns(dns::DnsArgs),
+    /// Print an allow-list that covers the requests in record logs.
+    #[command(after_help = "\
+Examples:
+  routecause learn records.jsonl > policy.yaml
+  routecause learn week-*.jsonl")]
+    Learn(learn::LearnArgs),
+    /// Run a world to test in: a proxy on a free port with an authority of its own, servers for *.lab.test, and faults on
+    /// demand.
+    #[command(after_help = "\
+Examples:
+  routecause lab --fault 'api.lab.test: reset at client_hello first 2'
+  routecause lab --fault '*.lab.test: delay 2s at connect' --fault 'a.lab.test: status 503 at request'
+  routecause lab --policy policies/flaky-network.yaml --json")]
+    Lab(lab::LabArgs),
     /// Print the JSON Schema of a policy or of a record.
-    Schema(SchemaArgs),
-    #[command(flatten)]
-    Later(Later),
-}
+    Schema(schema::SchemaArgs),
+    /// Follow the records of a running proxy.
+    #[command(after_help = "\
+Exit codes: 0 fine, 5 the proxy's admin listener cannot be reached
 
-/// Commands that later versions bring: named here so that they say so.
-#[derive(Debug, Subcommand)]
-enum Later {
-    #[command(hide = true)]
-    Run(Rest),
-    #[command(hide = true)]
-    Doctor(Rest),
-    #[command(hide = true)]
-    Tail(Rest),
-    #[command(hide = true)]
-    Top(Rest),
-    #[command(hide = true)]
-    Env(Rest),
-    #[command(hide = true)]
-    Lab(Rest),
-    #[command(hide = true)]
-    Learn(Rest),
-    #[command(hide = true)]
-    Connect(Rest),
-    #[command(hide = true)]
-    Status(Rest),
-    #[command(hide = true)]
-    Healthcheck(Rest),
-    #[command(hide = true)]
-    Completions(Rest),
-    #[command(hide = true)]
-    Man(Rest),
-}
-
-/// Whatever follows.
-#[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
-struct Rest {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<OsString>,
+Examples:
+  routecause tail --failed
+  routecause tail --cause tls --host '*.example'
+  routecause tail --json | jq '.\"egress.hint\"'")]
+    Tail(tail::TailArgs),
+    /// Watch a running proxy: who fails, by host, cause or upstream.
+    Top(AdminArgs),
+    /// Say how a running proxy is.
+    Status(status::StatusArgs),
+    /// Ask whether a running proxy takes requests: 0 if it does, 1 if it is ending, 5 if it cannot be reached.
+    Healthcheck(AdminArgs),
+    /// Print what a shell needs to complete these commands.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual's page, or write one for each command into a folder.
+    Man {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
 }
 
 /// Which policy.
@@ -132,99 +214,20 @@ struct PolicyArg {
     policy: Option<PathBuf>,
 }
 
+/// Which proxy.
 #[derive(Debug, Args)]
-struct ServeArgs {
-    #[command(flatten)]
-    policy: PolicyArg,
-    /// Listen here; may be repeated. An address that other machines can reach needs --allow-from.
-    /// [default: 127.0.0.1:3128]
-    #[arg(long, value_name = "ADDRESS", env = "ROUTECAUSE_LISTEN", value_delimiter = ',', value_parser = listen_address)]
-    listen: Vec<SocketAddr>,
-    /// Who may use the proxy beside clients on this machine, as in 172.17.0.0/16; may be repeated.
-    #[arg(long, value_name = "CIDR", env = "ROUTECAUSE_ALLOW_FROM", value_delimiter = ',', value_parser = network)]
-    allow_from: Vec<IpNet>,
-    /// Where the admin API listens: `off` is all that this version knows.
-    #[arg(long, value_name = "ADDRESS|off", env = "ROUTECAUSE_ADMIN", value_parser = admin_off)]
-    admin: Option<String>,
-    /// How records are written. [default: text on a terminal, else json]
-    #[arg(long, value_name = "FORMAT", env = "ROUTECAUSE_LOG_FORMAT")]
-    log_format: Option<LogFormat>,
-    /// Where records are written, appending; standard output without it.
-    #[arg(long, value_name = "FILE", env = "ROUTECAUSE_LOG_FILE")]
-    log_file: Option<PathBuf>,
-    /// The name in Proxy-Status. [default: routecause]
-    #[arg(long, value_name = "NAME", env = "ROUTECAUSE_NAME", value_parser = server_name)]
-    name: Option<String>,
-    /// Limits of the whole process, as in connections=5000. [default: connections=10000, fewer where the limit of open
-    /// files is low]
-    #[arg(long, value_name = "NAME=NUMBER", env = "ROUTECAUSE_LIMITS", value_parser = limits)]
-    limits: Option<usize>,
-    /// How long open tunnels have when the process is told to end, as in 30s. [default: 30s]
-    #[arg(long, value_name = "DURATION", env = "ROUTECAUSE_DRAIN_TIMEOUT", value_parser = duration)]
-    drain_timeout: Option<std::time::Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// One line for people.
-    Text,
-}
-
-#[derive(Debug, Args)]
-struct ExplainArgs {
-    #[command(flatten)]
-    policy: PolicyArg,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// The client that asks.
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    client: IpAddr,
-    /// Judge this list alone as well, by the same rules as `no_proxy` in a policy.
-    #[arg(long, value_name = "LIST")]
-    no_proxy: Option<String>,
-    /// What is asked for: `http://…` as a plain request, `https://…` or `host:port` as a CONNECT.
-    #[arg(value_name = "URL|HOST:PORT", required_unless_present = "cause")]
-    target: Option<String>,
-    /// Say what a cause means, how it is told and what to do: an id such as `connect.timeout`, the beginning of some such
-    /// as `tls`, or `all`.
-    #[arg(long, value_name = "ID", conflicts_with_all = ["target", "client", "no_proxy"])]
-    cause: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct CheckArgs {
-    /// The policy file; without it, the one that `serve` would run.
-    #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// The same, as `serve` takes it.
+struct AdminArgs {
+    /// Its admin listener: an address, or `unix:PATH`.
     #[arg(
-        long = "policy",
-        value_name = "FILE",
-        env = "ROUTECAUSE_POLICY",
-        conflicts_with = "file",
-        hide = true
+        long,
+        value_name = "ADDRESS",
+        env = "ROUTECAUSE_ADMIN",
+        default_value = "127.0.0.1:3129"
     )]
-    policy: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct SchemaArgs {
-    /// Of what.
-    of: SchemaOf,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum SchemaOf {
-    /// The policy file.
-    Policy,
-    /// The record of a request.
-    Record,
+    admin: AdminAddress,
+    /// The file with the admin token, where it asks for one. The token itself may stand in `ROUTECAUSE_ADMIN_TOKEN`.
+    #[arg(long, value_name = "FILE", env = "ROUTECAUSE_ADMIN_TOKEN_FILE")]
+    admin_token_file: Option<PathBuf>,
 }
 
 /// Runs what was typed.
@@ -242,18 +245,24 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &env),
         Command::Explain(args) => match &args.cause {
             Some(cause) => cause::run(cause, args.json),
+            None if !args.clients.is_empty() => clients::run(&args, &env),
             None => explain::run(&args, &env),
         },
         Command::Check(args) => check::run(&args, &env),
+        Command::Run(args) => run::run(&args, &env),
+        Command::Env(args) => env::run(&args, &env),
+        Command::Learn(args) => learn::run(&args),
+        Command::Doctor(args) => doctor::run(&args, &env),
+        Command::Connect(args) => connect::run(&args, &env),
+        Command::Dns(args) => dns::run(&args, &env),
+        Command::Completions { shell } => pages::completions(shell, Cli::command()),
+        Command::Man { folder } => pages::man(folder.as_deref(), Cli::command()),
         Command::Schema(args) => schema::run(args.of),
-        Command::Later(_) => {
-            let name = std::env::args_os().nth(1).unwrap_or_default();
-            say!(
-                "error: `routecause {}` is not in this version",
-                name.to_string_lossy()
-            );
-            exit::USAGE
-        }
+        Command::Lab(args) => lab::run(&args, &env),
+        Command::Tail(args) => tail::run(&args, &env),
+        Command::Top(args) => top::run(&args, &env),
+        Command::Status(args) => status::run(&args, &env),
+        Command::Healthcheck(args) => status::check(&args, &env),
     };
     ExitCode::from(code)
 }
@@ -287,58 +296,4 @@ fn print(text: &str) {
 /// What `--help` prints.
 pub fn help() -> String {
     Cli::command().render_long_help().to_string()
-}
-
-/// `host:port` with an address, or `:port` for every address.
-fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    let spelled = if text.starts_with(':') {
-        format!("[::]{text}")
-    } else {
-        text.to_owned()
-    };
-    spelled
-        .parse()
-        .map_err(|_| "write an address and a port, as in 127.0.0.1:3128 or [::1]:3128".to_owned())
-}
-
-fn network(text: &str) -> Result<IpNet, String> {
-    let single = || text.parse::<IpAddr>().map(IpNet::from).ok();
-    text.parse()
-        .ok()
-        .or_else(single)
-        .ok_or_else(|| "write a range of addresses, as in 172.17.0.0/16".to_owned())
-}
-
-fn admin_off(text: &str) -> Result<String, String> {
-    if text == "off" {
-        Ok(text.to_owned())
-    } else {
-        Err("an admin address is not in this version; write off".to_owned())
-    }
-}
-
-fn limits(text: &str) -> Result<usize, String> {
-    let (name, number) = text
-        .split_once('=')
-        .ok_or("write a name and a number, as in connections=5000")?;
-    match (name.trim(), number.trim().parse()) {
-        ("connections", Ok(number)) if number > 0 => Ok(number),
-        ("connections", _) => Err(format!("{number:?} is no number of connections")),
-        (name, _) => Err(format!(
-            "limit {name:?} is not in this version; connections is"
-        )),
-    }
-}
-
-fn server_name(text: &str) -> Result<String, String> {
-    if crate::config::is_server_name(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("it stands in a header: letters, digits and -._ only, a letter first".to_owned())
-    }
-}
-
-fn duration(text: &str) -> Result<std::time::Duration, String> {
-    crate::config::duration(text)
-        .ok_or_else(|| "write a duration, as in 250ms, 30s or 1m30s".to_owned())
 }

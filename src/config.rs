@@ -2,21 +2,30 @@
 //!
 //! Synchronous. Touches only the file, the secrets it names, and the [`Environment`] it is handed.
 
+mod chains;
 mod check;
+mod clients;
 mod decode;
 pub mod diag;
+mod dns;
 pub mod env;
+mod faults;
+mod groups;
+mod include;
 mod matchers;
+pub mod otlp;
 mod raw;
+pub mod secrets;
 mod server;
+mod short;
 mod trials;
 mod upstreams;
+mod users;
+mod written;
 mod yaml;
 
 use std::fmt::{self, Write as _};
-use std::io::{self, Read as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,14 +34,20 @@ use sha2::{Digest as _, Sha256};
 
 use crate::policy::Policy;
 
+use clients::{Clients, Listeners};
 use decode::Decode as _;
 use diag::{Findings, Place};
 
 pub use decode::duration;
-pub use diag::{Diagnostic, Report, Severity};
+pub use diag::{Diagnostic, Report, Severity, Told};
 pub use env::Environment;
-pub use server::{Listener, LogFormat, ServerSettings, is_server_name};
+pub use server::{
+    AdminAddress, Limits, ListenAt, Listener, LogFormat, ServerSettings, Tls, TokenSource,
+    is_server_name, listener_name,
+};
+pub use short::{Struck, fault};
 pub use trials::{Outcome, Trial};
+pub use users::Users;
 
 /// The policy that runs where there is no file.
 const EMBEDDED: &str = include_str!("../policies/default.yaml");
@@ -40,6 +55,10 @@ const EMBEDDED: &str = include_str!("../policies/default.yaml");
 /// Where we listen where nothing else is said.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3128);
+
+/// Where the admin listener is where nothing else is said.
+pub const DEFAULT_ADMIN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3129);
 
 /// Where a policy comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +94,7 @@ pub struct Options {
     /// Whether failed `tests:` are errors; if not, [`Loaded::trials`] are for the caller to run.
     pub must_pass: bool,
     /// The addresses that flags set to listen on; empty for those of the policy.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<ListenAt>,
     /// The time.
     pub now: Timestamp,
 }
@@ -122,6 +141,8 @@ pub struct Loaded {
     pub trials: Vec<Trial>,
     /// What is likely not meant.
     pub warnings: Vec<Diagnostic>,
+    /// The files that it was read from.
+    pub files: Vec<PathBuf>,
 }
 
 /// Finds the policy: the flag, `$ROUTECAUSE_POLICY`, the user's, the machine's, the embedded one.
@@ -161,18 +182,27 @@ pub fn load(
     options: &Options,
 ) -> Result<Loaded, Report> {
     let name: Arc<str> = source.to_string().into();
-    let bytes = read(source).map_err(|message| alone(&name, None, message))?;
-    let text = yaml::text(&bytes).map_err(|(place, message)| alone(&name, place, message))?;
-    let mut findings = Findings::new(name, text);
-    let loaded = assemble(source, text, environment, options, &mut findings);
+    let path = match source {
+        Source::File(path) => Some(path.clone()),
+        Source::Embedded | Source::Text { .. } => None,
+    };
+    let alone = |place: Option<Place>, message: String| Report {
+        diagnostics: vec![Diagnostic::new(&name, place, message)],
+        files: path.iter().cloned().collect(),
+    };
+    let bytes = read(source).map_err(|message| alone(None, message))?;
+    let text = yaml::text(&bytes).map_err(|(place, message)| alone(place, message))?;
+    let mut findings = Findings::new(name.clone(), path.clone(), text);
+    let loaded = assemble(text, environment, options, &mut findings);
     let has_errors = findings.has_errors();
+    let files = findings.paths();
     let diagnostics = findings.finish();
     match loaded {
         Some(mut loaded) if !has_errors => {
-            loaded.warnings = diagnostics;
+            (loaded.warnings, loaded.files) = (diagnostics, files);
             Ok(loaded)
         }
-        Some(_) | None => Err(Report { diagnostics }),
+        Some(_) | None => Err(Report { diagnostics, files }),
     }
 }
 
@@ -182,32 +212,49 @@ pub fn schema() -> serde_json::Value {
 }
 
 fn assemble(
-    source: &Source,
     text: &str,
     environment: &Environment,
     options: &Options,
     findings: &mut Findings<'_>,
 ) -> Option<Loaded> {
-    let root = yaml::tree(text, findings)?;
+    let mut root = yaml::tree(text, 0, findings)?;
     upstreams::conceal_secrets(&root, findings);
+    let broken = findings.has_errors();
+    include::expand(&mut root, findings);
+    let lacks_files = findings.has_errors() && !broken;
     let raw = raw::Policy::decode(&root, findings)?;
-    let folder = match source {
-        Source::File(path) => path.parent().unwrap_or(Path::new("")),
-        Source::Embedded | Source::Text { .. } => Path::new(""),
-    };
-    let server = server::check(raw.server.as_ref(), folder, findings);
-    let own = match (&*options.listen, &server.listen) {
-        ([], Some(listeners)) => listeners.iter().map(|l| l.address).collect(),
+    if lacks_files {
+        // Names that stand in what is missing would be told of as unknown, one by one.
+        return None;
+    }
+    let server = server::check(raw.server.as_ref(), options.secrets, findings);
+    let own: Vec<SocketAddr> = match (&*options.listen, &server.listen) {
+        ([], Some(listeners)) => listeners.iter().map(|l| l.address.socket()).collect(),
         ([], None) => vec![DEFAULT_LISTEN],
-        (flags, _) => flags.to_vec(),
+        (flags, _) => flags.iter().map(ListenAt::socket).collect(),
     };
+    let written = server.listen.iter().flatten().map(|l| l.name.clone());
+    let mut listeners = Listeners {
+        written: written.collect(),
+        flags: (0..options.listen.len()).map(listener_name).collect(),
+        is_open: own.iter().any(|address| !address.ip().is_loopback()),
+        knows_users: server.users.is_some(),
+    };
+    if listeners.written.is_empty() {
+        listeners.written.push(listener_name(0));
+    }
+    let sets = matchers::sets(raw.sets.as_ref(), findings);
+    let scripts = upstreams::scripts(raw.upstreams.as_ref(), findings);
     let context = check::Context {
         environment,
         own: &own,
-        folder,
+        listeners: &listeners,
+        clients: &Clients::compile(raw.clients.as_ref(), &listeners, findings),
+        sets: &sets,
+        scripts: &scripts,
         secrets: Some(options.secrets),
         now: options.now,
-        hash: &hash(text),
+        hash: &hash(findings.texts()),
     };
     let policy = check::policy(&raw, &context, findings);
     let mut trials = Vec::new();
@@ -225,38 +272,34 @@ fn assemble(
         server,
         trials,
         warnings: Vec::new(),
+        files: Vec::new(),
     })
 }
 
 fn read(source: &Source) -> Result<Vec<u8>, String> {
-    let path = match source {
-        Source::Embedded => return Ok(EMBEDDED.into()),
-        Source::Text { text, .. } => return Ok(text.clone().into()),
-        Source::File(path) => path,
+    let bytes = match source {
+        Source::Embedded => Ok(EMBEDDED.into()),
+        Source::Text { text, .. } if text.len() > yaml::LARGEST => {
+            Err(include::too_large(yaml::LARGEST))
+        }
+        Source::Text { text, .. } => Ok(text.clone().into()),
+        Source::File(path) => include::read(path, yaml::LARGEST),
     };
-    let mut bytes = Vec::new();
-    let limit = yaml::LARGEST as u64 + 1;
-    let unreadable = |error: io::Error| format!("the policy cannot be read: {error}");
-    // Asked before opening: a pipe that nobody writes to would hold us up for ever.
-    let kind = std::fs::metadata(path).map_err(unreadable)?.file_type();
-    if kind.is_fifo() && !path.starts_with("/dev/fd") && !path.starts_with("/proc") {
-        return Err("the policy cannot be read: it is a pipe".to_owned());
-    }
-    std::fs::File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(unreadable)?;
-    Ok(bytes)
+    bytes.map_err(|problem| format!("the policy {problem}"))
 }
 
-fn alone(file: &Arc<str>, place: Option<Place>, message: String) -> Report {
-    Report {
-        diagnostics: vec![Diagnostic::new(file, place, message)],
+/// The first 12 hex digits of the SHA-256 of all files: enough to tell policies apart in records. Of a policy in one file it is
+/// that file's.
+fn hash<'t>(texts: impl Iterator<Item = &'t str>) -> Arc<str> {
+    let mut whole = Sha256::new();
+    for (at, text) in texts.enumerate() {
+        if at > 0 {
+            // So that no line can move from one file to the next unnoticed.
+            whole.update((text.len() as u64).to_be_bytes());
+        }
+        whole.update(text);
     }
-}
-
-/// The first 12 hex digits of the text's SHA-256: enough to tell policies apart in records.
-fn hash(text: &str) -> Arc<str> {
-    let digest = Sha256::digest(text);
+    let digest = whole.finalize();
     let mut hex = String::new();
     for byte in digest.iter().take(6) {
         let _ = write!(hex, "{byte:02x}");

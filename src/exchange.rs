@@ -5,9 +5,11 @@
 
 mod evidence;
 mod id;
+pub mod live;
 mod trail;
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,18 +21,19 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::cause::{Cause, Phase};
-use crate::client::Client;
+use crate::client::{Claim, Client};
 use crate::failure::tunnel::Ending;
 use crate::failure::{Failure, OriginError, chain, classify};
 use crate::net::socket::Departure;
 use crate::observe::Observe;
 use crate::policy::{Decision, Policy};
+use crate::record::trace::{Sampler, Trace};
 use crate::record::{self, Action, Outcome, Record, quote};
 
 use crate::relay::Meter;
-use crate::target::{Host, Target};
+use crate::target::Target;
 
-pub use trail::Trail;
+pub use trail::{Mark, Trail};
 
 /// A request under way.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ struct Open {
     request: Request,
     /// Made when the end has come: it is large, and a tunnel may stay for hours.
     record: Option<Box<Record>>,
+    /// What it occupies until its end.
+    held: Option<Box<dyn Debug + Send + Sync>>,
 }
 
 /// What the request itself says, and what was decided on it.
@@ -56,7 +61,11 @@ struct Request {
     action: Option<Action>,
     method: Option<Cow<'static, str>>,
     user_agent: Option<String>,
-    version: Option<&'static str>,
+    /// What the client spoke to us, and its version.
+    protocol: Option<(&'static str, &'static str)>,
+    /// Whom it said it comes from.
+    identity: Option<Box<Identity>>,
+    trace: Option<Box<Trace>>,
     target: Option<(Arc<str>, u16)>,
     policy: Option<Arc<str>>,
     rule: Option<Arc<str>>,
@@ -64,6 +73,13 @@ struct Request {
     would: Option<Arc<str>>,
     route: Option<Arc<str>>,
     status: Option<u16>,
+}
+
+/// Whom a request said it comes from.
+#[derive(Debug)]
+struct Identity {
+    claim: Claim,
+    roles: Vec<Arc<str>>,
 }
 
 /// What is known of a client's connection beside its bytes.
@@ -79,9 +95,32 @@ pub struct Presence {
     pub cut: CancellationToken,
     /// How long it may go without reading, in milliseconds: `body_idle` of the request that is open.
     pub write_limit: AtomicU64,
+    /// Whether its requests must say who they come from.
+    pub asks_who: bool,
+    /// Who it is, where the connection itself proves that: by a certificate, or by the kernel's word.
+    pub proven: Option<Arc<str>>,
 }
 
 impl Presence {
+    /// The same connection, of somebody who proved who it is.
+    #[must_use]
+    pub fn of(&self, name: Arc<str>) -> Self {
+        Self {
+            client: self.client.clone(),
+            worker: self.worker,
+            stalled: AtomicBool::new(false),
+            cut: self.cut.clone(),
+            write_limit: AtomicU64::new(self.write_limit.load(Ordering::Relaxed)),
+            asks_who: self.asks_who,
+            proven: Some(name),
+        }
+    }
+
+    /// Whether all its requests come from somebody who proved it.
+    pub fn is_known(&self) -> bool {
+        self.asks_who || self.proven.is_some()
+    }
+
     /// How long the client may go without reading.
     pub fn write_limit(&self) -> Duration {
         Duration::from_millis(self.write_limit.load(Ordering::Relaxed))
@@ -102,8 +141,13 @@ impl Request {
         record.user_agent = self.user_agent.take();
         record.method = self.method.take();
         record.status = self.status;
-        record.protocol_name = self.version.map(|_| "http");
-        record.protocol_version = self.version;
+        (record.protocol_name, record.protocol_version) = self.protocol.unzip();
+        if let Some(identity) = self.identity.take() {
+            let safe = |name: Arc<str>| quote(&name).into();
+            record.user = identity.claim.user.map(safe);
+            record.label = identity.claim.label.map(safe);
+            record.roles = identity.roles;
+        }
         if let Some((host, port)) = self.target.take() {
             if self.action == Some(Action::Forward) {
                 record.url_scheme = Some("http");
@@ -118,6 +162,7 @@ impl Request {
         record.would = self.would.take();
         record.route = self.route.take();
         record.policy = self.policy.take();
+        record.trace = self.trace.take();
         Box::new(record)
     }
 }
@@ -139,7 +184,9 @@ impl Exchange {
             action: None,
             method: None,
             user_agent: None,
-            version: None,
+            protocol: None,
+            identity: None,
+            trace: None,
             target: None,
             policy: None,
             rule: None,
@@ -148,9 +195,9 @@ impl Exchange {
             route: None,
             status: None,
         };
-        let meter = Arc::new(Meter::default());
-        let trail = Trail::default();
         let started = Instant::now();
+        let meter = Arc::new(Meter::since(started));
+        let trail = Trail::default();
         Self(Some(Box::new(Open {
             observer,
             presence,
@@ -159,6 +206,7 @@ impl Exchange {
             meter,
             request,
             record: None,
+            held: None,
         })))
     }
 
@@ -178,9 +226,19 @@ impl Exchange {
         self.0.as_ref().expect("the exchange is open")
     }
 
+    /// Occupies something until the end.
+    pub fn hold(&mut self, slot: impl Debug + Send + Sync + 'static) {
+        self.open_mut().held = Some(Box::new(slot));
+    }
+
     /// The record's id.
     pub fn id(&self) -> Uuid {
         self.open_ref().request.id
+    }
+
+    /// When it began.
+    pub fn start(&self) -> Timestamp {
+        self.open_ref().request.start
     }
 
     /// The host and port that were asked for, once they are known.
@@ -222,21 +280,48 @@ impl Exchange {
             _ => quote(parts.method.as_str()).into(),
         });
         let agent = parts.headers.get(http::header::USER_AGENT);
-        request.user_agent = agent.map(|agent| quote(&String::from_utf8_lossy(agent.as_bytes())));
-        request.version = Some(if parts.version == http::Version::HTTP_10 {
-            "1.0"
-        } else {
-            "1.1"
+        request.user_agent = agent.map(|agent| match agent.to_str() {
+            Ok(agent) => quote(agent),
+            Err(_) => quote(&String::from_utf8_lossy(agent.as_bytes())),
         });
+        let version = match parts.version {
+            http::Version::HTTP_10 => "1.0",
+            http::Version::HTTP_2 => "2",
+            _ => "1.1",
+        };
+        request.protocol = Some(("http", version));
+    }
+
+    /// Notes the trace that it belongs to. A `sampler` says of which requests a span is made; there is none where no spans are.
+    pub fn traces(&mut self, headers: &http::HeaderMap, sampler: Option<Sampler>) {
+        let request = &mut self.open_mut().request;
+        request.trace = Trace::of(headers, request.id, sampler).map(Box::new);
+    }
+
+    /// The trace that it belongs to, where there is one.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.open_ref().request.trace.as_deref()
+    }
+
+    /// Notes that a tunnel was asked for by SOCKS5, before it is known whether that makes sense.
+    pub fn asked_by_socks(&mut self) {
+        let request = &mut self.open_mut().request;
+        request.action = Some(Action::Connect);
+        request.protocol = Some(("socks", "5"));
+    }
+
+    /// Notes whom it says it comes from, and as what that counts.
+    pub fn claims<'r>(&mut self, claim: &Claim, roles: impl Iterator<Item = &'r Arc<str>>) {
+        let roles: Vec<_> = roles.cloned().collect();
+        if *claim != Claim::NONE || !roles.is_empty() {
+            let claim = claim.clone();
+            self.open_mut().request.identity = Some(Box::new(Identity { claim, roles }));
+        }
     }
 
     /// Notes for what it asked.
     pub fn targets(&mut self, target: &Target) {
-        let host: Arc<str> = match &target.host {
-            Host::Name(name) => name.clone(),
-            Host::Ip(ip) => ip.to_string().into(),
-        };
-        self.open_mut().request.target = Some((host, target.port));
+        self.open_mut().request.target = Some((target.host.text(), target.port));
         self.trail().enter(Phase::Policy);
     }
 
@@ -277,10 +362,10 @@ impl Exchange {
 
     /// Ends as a tunnel ended.
     pub fn end(mut self, ending: Box<Ending>) {
-        evidence::tell(&ending, self.open_mut().record());
         let failure = Failure::Tunnel(ending);
         let cause = classify(&failure);
-        if cause.is_success() {
+        if let (true, Failure::Tunnel(ending)) = (cause.is_success(), &failure) {
+            evidence::tell(ending, self.open_mut().record());
             self.close(Some(cause), None);
         } else {
             self.close_failed(&failure);
@@ -288,7 +373,8 @@ impl Exchange {
     }
 
     fn close_failed(&mut self, failure: &Failure) {
-        if let Failure::Denied(denied) = failure {
+        let told = failure.told();
+        if let Failure::Denied(denied) = told {
             let record = self.open_mut().record();
             record.rule.get_or_insert_with(|| denied.rule.clone());
             record.code.clone_from(&denied.code);
@@ -296,8 +382,17 @@ impl Exchange {
                 record.rule_source.clone_from(&denied.source);
             }
         }
-        if let Failure::Handshake(handshake) = failure {
+        // With the target, or on the way to an upstream.
+        let shaken = if let Failure::Reach { failure, .. } = told {
+            failure
+        } else {
+            told
+        };
+        if let Failure::Handshake(handshake) = shaken {
             evidence::tell_handshake(handshake, self.open_mut().record());
+        }
+        if let Failure::Tunnel(ending) = told {
+            evidence::tell(ending, self.open_mut().record());
         }
         self.open_mut().record().icmp = failure.icmp().map(|icmp| record::IcmpKeys {
             r#type: icmp.r#type,
@@ -360,7 +455,7 @@ impl Exchange {
                 record.reason = Some(hint.clone());
                 record.hint = Some(hint);
                 // Where no answer was given, only "the client closed the request" is one.
-                if record.action.is_some() && record.status.is_none() {
+                if record.method.is_some() && record.status.is_none() {
                     record.status = cause.status().filter(|status| *status == 499);
                 }
             }

@@ -1,15 +1,14 @@
 //! What recent requests showed, and what that leads to say of the next ones: suspects, reminders, an open circuit.
 //!
 //! It sees records and nothing else, on their way to where they are written. Bounded: old entries make room for new ones,
-//! and none counts for longer than its window.
+//! and none counts for longer than its window. Windows are counted from when a record arrives here, not by the times that it
+//! tells: a wall clock that is set back must not hold a circuit open.
 
 mod recent;
 mod suspects;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use jiff::Timestamp;
 
 use crate::observe::Observe;
 use crate::policy::Circuit;
@@ -61,33 +60,35 @@ impl Memory {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets how hops with these names went: they mean others now.
+    pub fn forget_hops(&self, names: &[Arc<str>]) {
+        if !names.is_empty() {
+            let is_meant = |name: &str| names.iter().any(|meant| **meant == *name);
+            self.recent().forget_hops(is_meant);
+        }
+    }
+
     /// The last failure of a target, if it is not long ago and no success followed.
-    pub fn earlier(&self, host: &str, port: u16, now: Timestamp) -> Option<Earlier> {
+    pub fn earlier(&self, host: &str, port: u16) -> Option<Earlier> {
         let mut recent = self.recent();
         let failed = recent.target(host, port)?.last_failure()?;
-        let ago = since(failed.at, now);
+        let ago = failed.at.elapsed();
         (ago <= REMINDER).then(|| earlier(failed, ago))
     }
 
     /// Whether a target passed lately by a hop.
-    pub fn passes(&self, host: &str, port: u16, hop: &str, now: Timestamp) -> bool {
+    pub fn passes(&self, host: &str, port: u16, hop: &str) -> bool {
         let mut recent = self.recent();
         let target = recent.target(host, port);
-        target.is_some_and(|target| target.is_fine_by(hop, now))
+        target.is_some_and(|target| target.is_fine_by(hop))
     }
 
     /// Whether a target failed as often as a circuit allows, with no success between, and lately: that last failure.
-    pub fn is_open(
-        &self,
-        host: &str,
-        port: u16,
-        circuit: &Circuit,
-        now: Timestamp,
-    ) -> Option<Earlier> {
+    pub fn is_open(&self, host: &str, port: u16, circuit: &Circuit) -> Option<Earlier> {
         let mut recent = self.recent();
         let target = recent.target(host, port)?;
         let last = target.last_failure()?;
-        let ago = since(last.at, now);
+        let ago = last.at.elapsed();
         let counted = target.failures_within(last.at, circuit.within);
         (ago <= circuit.open && counted >= circuit.fails as usize).then(|| earlier(last, ago))
     }
@@ -95,14 +96,15 @@ impl Memory {
 
 impl Observe for Memory {
     fn record(&self, mut record: Box<Record>) {
-        if record.outcome != Outcome::Unknown {
+        // What a fault of the policy struck is no evidence of anything.
+        if record.outcome != Outcome::Unknown && record.faults.is_empty() {
             let mut recent = self.recent();
             if record.outcome == Outcome::Failure
                 && let (Some(host), Some(port)) = (&record.server_address, record.server_port)
                 && let Some(target) = recent.target(host, port)
                 && let Some(failed) = target.last_failure()
             {
-                let ago = since(failed.at, record.end);
+                let ago = failed.at.elapsed();
                 if ago <= REMINDER {
                     remind(&mut record, &earlier(failed, ago));
                 }
@@ -131,10 +133,6 @@ fn earlier(failed: &Failed, ago: Duration) -> Earlier {
         hop: failed.hop.clone(),
         ago,
     }
-}
-
-fn since(then: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }
 
 #[cfg(test)]

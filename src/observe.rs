@@ -1,7 +1,16 @@
 //! Where records go.
 
+pub mod board;
+mod desk;
 pub mod json;
+pub mod kept;
 pub mod log;
+pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
+pub mod report;
+#[cfg(feature = "history")]
+pub mod sqlite;
 pub mod text;
 
 use std::fmt::Debug;

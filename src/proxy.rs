@@ -1,48 +1,56 @@
 //! One request: decide, then open a tunnel or pass a plain request on, and answer.
 
 pub mod answer;
+pub mod auth;
+mod decide;
 mod forward;
 pub mod headers;
+mod introduce;
 mod patience;
 pub mod pool;
 mod preflight;
+pub mod quota;
+mod replay;
 pub mod respond;
+mod settle;
 pub mod tunnel;
 pub mod upload;
+mod witness;
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use http::uri::PathAndQuery;
-use http::{Method, Request, Response, request};
+use http::header::PROXY_AUTHORIZATION;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use crate::cause::Phase;
+use crate::client::{Claim, Given};
+use crate::exchange::live::Live;
 use crate::exchange::{Exchange, Presence, Trail};
+use crate::failure::staged::Staged;
 use crate::failure::{Denied, DeniedBy, Failure, RequestError, classify};
 use crate::memory::Memory;
-use crate::net::resolve::ResolveError;
 use crate::net::socket::Socket;
 use crate::observe::Observe;
-use crate::policy::{
-    Decision, Denial, Lookup, Needs, Policy, Preflight, Query, RouteId, Scheme, Step, Verdict, Walk,
-};
-use crate::route::{Conn, Dial, Plan, Purpose};
+use crate::policy::flight::Flight;
+use crate::policy::{Close, Preflight, Scheme};
+use crate::record::trace::Sampler;
+use crate::route::{Conn, Dial, Plan};
 use crate::snapshot::Snapshot;
 use crate::target::{MAX_TARGET, Target};
 use crate::tls::trust::Roots;
 
 use answer::{Answer, Open, Requests};
+use decide::{Ask, Verdict, Walked, decide};
 use forward::Answered;
-use headers::Via;
+use quota::Quotas;
 use respond::{Identity, Whole};
-use tunnel::{Ends, Tunnel};
+use tunnel::{Ends, Opened, Tunnel, Undecided};
 
 /// The proxy: what every request needs.
 #[derive(Debug)]
@@ -53,12 +61,18 @@ pub struct Proxy {
     pub observer: Arc<dyn Observe>,
     /// What they showed.
     pub memory: Arc<Memory>,
+    /// The tunnels that are open.
+    pub live: Arc<Live>,
     /// Our names.
     pub identity: Identity,
     /// The certificates that are trusted here.
     pub roots: Arc<Roots>,
     /// Every task that a request starts.
     pub tracker: TaskTracker,
+    /// How much clients may ask for, and targets be asked.
+    pub quotas: Arc<Quotas>,
+    /// Of which requests a span is made; nothing where nobody takes spans.
+    pub sampler: Option<Sampler>,
 }
 
 /// The connection that requests come by.
@@ -66,8 +80,10 @@ pub struct Proxy {
 pub struct Caller {
     /// What is known of it.
     pub presence: Arc<Presence>,
-    /// Its bytes.
+    /// Its TCP.
     pub socket: Socket,
+    /// Whether other requests are under way on it: then it is not ours to reset.
+    pub is_shared: bool,
     /// Its requests.
     pub requests: Arc<Requests>,
     /// The tunnel that it turns into when HTTP is over.
@@ -81,9 +97,27 @@ impl Caller {
         Self {
             presence,
             socket,
+            is_shared: false,
             requests: Arc::default(),
             tunnel: Mutex::new(None),
             has_left: AtomicBool::new(false),
+        }
+    }
+
+    /// A request of several on one connection.
+    pub fn of_stream(presence: Arc<Presence>, socket: Socket) -> Self {
+        Self {
+            is_shared: true,
+            ..Self::new(presence, socket)
+        }
+    }
+
+    /// Makes the connection one that ends with a reset.
+    fn reset(&self) {
+        if !self.is_shared
+            && let Err(error) = self.socket.reset_on_close()
+        {
+            tracing::debug!(%error, "set a client to end with a reset");
         }
     }
 
@@ -98,6 +132,12 @@ impl Caller {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+
+    /// Gives the connection up without an answer.
+    async fn leave<T>(&self) -> T {
+        self.has_left.store(true, Ordering::Relaxed);
+        std::future::pending().await
     }
 
     fn becomes(&self, tunnel: Tunnel) {
@@ -117,6 +157,7 @@ impl Proxy {
         let mut exchange = Exchange::open(self.observer.clone(), caller.presence.clone());
         let (parts, body) = request.into_parts();
         exchange.asked(&parts);
+        exchange.traces(&parts.headers, self.sampler);
         let wants_json = respond::wants_json(&parts.headers);
         let is_connect = parts.method == Method::CONNECT;
         let mut route = None;
@@ -131,11 +172,11 @@ impl Proxy {
             Ok(Served::Tunnel(agreed)) => {
                 exchange.answered(agreed.response.status());
                 let roots = self.roots.clone();
-                let tunnel = Tunnel::new(agreed.ends, exchange, roots, self.tracker.clone());
+                let tunnel = Tunnel::new(agreed.opened, exchange, roots, self.tracker.clone());
                 caller.becomes(tunnel);
                 agreed.response.map(|()| Answer::Whole(None, open))
             }
-            Ok(Served::Answer(answered)) => answered.into_response(exchange, &caller.socket, open),
+            Ok(Served::Answer(answered)) => answered.into_response(exchange, &caller, open),
             Ok(Served::Here(response)) => {
                 exchange.answered(response.status());
                 exchange.finish();
@@ -143,21 +184,40 @@ impl Proxy {
             }
             Err(failure @ Failure::ClientGone { .. }) => {
                 exchange.fail(&failure);
-                caller.has_left.store(true, Ordering::Relaxed);
-                std::future::pending().await
+                caller.leave().await
+            }
+            Err(Failure::Denied(denied)) if denied.close == Close::Rst => {
+                exchange.fail(&Failure::Denied(denied));
+                caller.reset();
+                caller.leave().await
             }
             Err(failure) => {
-                let earlier = exchange
-                    .target()
-                    .and_then(|(host, port)| self.memory.earlier(host, port, Timestamp::now()));
-                let mut response = respond::failure(
-                    &failure,
-                    exchange.id(),
-                    route.as_deref(),
-                    wants_json,
-                    earlier.as_ref(),
-                    &self.identity,
-                );
+                let wants_json = match wants_json {
+                    None => self.snapshot.load().policy.errors_in_json,
+                    Some(wants_json) => wants_json,
+                };
+                let answer = if let Some(staged) = failure.staged() {
+                    respond::staged(staged, exchange.id())
+                } else {
+                    let earlier = exchange
+                        .target()
+                        .and_then(|(host, port)| self.memory.earlier(host, port));
+                    Some(respond::failure(
+                        &failure,
+                        exchange.id(),
+                        route.as_deref(),
+                        wants_json,
+                        earlier.as_ref(),
+                        &self.identity,
+                    ))
+                };
+                let Some(mut response) = answer else {
+                    if failure.staged().is_some_and(Staged::is_reset) {
+                        caller.reset();
+                    }
+                    exchange.fail(&failure);
+                    return caller.leave().await;
+                };
                 if is_connect {
                     respond::close_after(&mut response);
                 }
@@ -169,8 +229,6 @@ impl Proxy {
     }
 
     /// Serves a CONNECT: 200 once the way stands.
-    ///
-    /// A client that leaves before that, by FIN or RST, ends the dial.
     async fn connect(
         &self,
         parts: &request::Parts,
@@ -178,39 +236,120 @@ impl Proxy {
         exchange: &mut Exchange,
         route: &mut Option<Arc<str>>,
     ) -> Result<Served, Failure> {
-        let dial = async {
-            let target = Target::from_connect(&parts.uri).map_err(RequestError::from)?;
-            exchange.targets(&target);
-            let snapshot = self.admit(parts, exchange)?;
-            let ask = Ask {
-                parts,
-                target: &target,
-                scheme: Scheme::Connect,
-            };
-            let (decided, plan) =
-                decide(&snapshot, &self.identity.via, ask, exchange, route).await?;
-            self.check_circuit(&snapshot, &target)?;
-            let way = snapshot.route(decided.route);
-            let conn = self
-                .open(way, &plan, decided.preflight, exchange.trail())
-                .await
-                .map_err(|failure| self.compare(failure, &target, exchange.trail()))?;
-            Ok::<_, Failure>(Ends {
-                server: conn.socket,
-                early: conn.early,
-                is_end_to_end: conn.is_end_to_end,
-                timeouts: plan.timeouts,
-            })
+        let wish = Wish {
+            target: Target::from_connect(&parts.uri).map_err(RequestError::from)?,
+            headers: Some(&parts.headers),
+            given: given(&parts.headers),
+            via: headers::via_of(parts, &self.identity.via),
         };
-        let ends = tokio::select! {
+        let opened = self
+            .open_tunnel(wish, &caller.socket, exchange, route)
+            .await?;
+        let response = respond::established(&self.identity).map(|_| ());
+        Ok(Served::Tunnel(Box::new(Agreed { response, opened })))
+    }
+
+    /// Opens the way of a tunnel, whatever the client asked for it in; or leaves it open until the client has spoken, where
+    /// a rule wants to see that.
+    ///
+    /// A client that leaves before it stands, by FIN or RST, ends the dial.
+    pub(crate) async fn open_tunnel(
+        &self,
+        wish: Wish<'_>,
+        client: &Socket,
+        exchange: &mut Exchange,
+        route: &mut Option<Arc<str>>,
+    ) -> Result<Opened, Failure> {
+        let dial = async {
+            let Wish {
+                target,
+                headers,
+                given,
+                via,
+            } = wish;
+            exchange.targets(&target);
+            let (snapshot, claim) = self.admit(headers, given, exchange).await?;
+            let undecided = Undecided {
+                snapshot,
+                target,
+                claim,
+                via,
+                walked: Walked::default(),
+            };
+            self.go_on(undecided, None, exchange, route).await
+        };
+        tokio::select! {
             biased;
-            ends = dial => ends?,
-            how = caller.socket.departure() => {
-                return Err(Failure::ClientGone { phase: exchange.trail().phase(), how });
+            opened = dial => opened,
+            how = client.departure() => {
+                Err(Failure::ClientGone { phase: exchange.trail().phase(), how })
+            }
+        }
+    }
+
+    /// Goes on with a tunnel whose client has spoken.
+    async fn resume(
+        &self,
+        undecided: Undecided,
+        flight: &Flight,
+        client: &Socket,
+        exchange: &mut Exchange,
+    ) -> Result<Opened, Failure> {
+        exchange.trail().enter(Phase::Policy);
+        let mut route = None;
+        tokio::select! {
+            biased;
+            opened = self.go_on(undecided, Some(flight), exchange, &mut route) => opened,
+            how = client.departure() => {
+                Err(Failure::ClientGone { phase: exchange.trail().phase(), how })
+            }
+        }
+    }
+
+    /// Walks on, and dials what the walk leads to.
+    async fn go_on(
+        &self,
+        undecided: Undecided,
+        flight: Option<&Flight>,
+        exchange: &mut Exchange,
+        route: &mut Option<Arc<str>>,
+    ) -> Result<Opened, Failure> {
+        let Undecided {
+            snapshot,
+            target,
+            claim,
+            via,
+            walked,
+        } = undecided;
+        let ask = Ask {
+            target: &target,
+            method: &Method::CONNECT,
+            scheme: Scheme::Connect,
+            path: None,
+            headers: None,
+            claim: &claim,
+            flight,
+        };
+        let (decided, plan) = match decide(&snapshot, ask, walked, exchange, route).await? {
+            Verdict::Decided(decided, plan) => (decided, Plan { via, ..plan }),
+            Verdict::NeedsFlight(walked) => {
+                return Ok(Opened::Undecided(Box::new(Undecided {
+                    snapshot,
+                    target,
+                    claim,
+                    via,
+                    walked,
+                })));
             }
         };
-        let response = respond::established(&self.identity).map(|_| ());
-        Ok(Served::Tunnel(Box::new(Agreed { response, ends })))
+        self.check_circuit(&snapshot, &target)?;
+        let way = snapshot.route(decided.route);
+        let conn = self
+            .open(way, &plan, decided.preflight, exchange.trail())
+            .await
+            .map_err(|failure| self.compare(failure, &target, exchange.trail()))?;
+        let timeouts = plan.timeouts;
+        Ok(Opened::Stands(Ends { conn, timeouts }))
     }
 
     /// Opens a tunnel's way, once what its rule wants tried went well.
@@ -237,8 +376,7 @@ impl Proxy {
             return Ok(());
         };
         let host = target.host.to_string();
-        let now = Timestamp::now();
-        match self.memory.is_open(&host, target.port, circuit, now) {
+        match self.memory.is_open(&host, target.port, circuit) {
             None => Ok(()),
             Some(earlier) => Err(Failure::CircuitOpen {
                 target: target.to_string(),
@@ -257,22 +395,30 @@ impl Proxy {
             && target.port != 443
         {
             let host = target.host.to_string();
-            *passes_443 = self.memory.passes(&host, 443, upstream, Timestamp::now());
+            *passes_443 = self.memory.passes(&host, 443, upstream);
             trail.last_try_failed(classify(&failure));
         }
         failure
     }
 
     /// Lets in who may use the proxy, and takes the policy that the request keeps.
-    fn admit(&self, parts: &request::Parts, exchange: &Exchange) -> Result<Arc<Snapshot>, Failure> {
+    async fn admit(
+        &self,
+        headers: Option<&HeaderMap>,
+        given: Given,
+        exchange: &mut Exchange,
+    ) -> Result<(Arc<Snapshot>, Claim), Failure> {
         let snapshot = self.snapshot.load_full();
-        let client = &exchange.presence().client;
-        if !client.is_loopback()
-            && !snapshot
+        let presence = exchange.presence().clone();
+        let client = &presence.client;
+        let is_open = snapshot.allow_from.is_empty() && presence.is_known();
+        let is_named = || {
+            snapshot
                 .allow_from
                 .iter()
                 .any(|net| net.contains(&client.ip()))
-        {
+        };
+        if !client.is_loopback() && !is_open && !is_named() {
             let denied = Denied {
                 by: DeniedBy::Client,
                 target: client.ip().to_string(),
@@ -281,11 +427,21 @@ impl Proxy {
                 reason: None,
                 status: None,
                 code: None,
+                close: Close::default(),
             };
             return Err(denied.into());
         }
-        headers::check_loop(&parts.headers, &self.identity.via)?;
-        Ok(snapshot)
+        self.quotas.begin(client.ip())?;
+        let claim = auth::identify(&snapshot, given, &self.tracker, exchange).await?;
+        if let Some(headers) = headers {
+            headers::check_loop(headers, &self.identity.via)?;
+        }
+        if let Some((host, port)) = exchange.target()
+            && let Some(place) = self.quotas.take(host, port)?
+        {
+            exchange.hold(place);
+        }
+        Ok((snapshot, claim))
     }
 }
 
@@ -303,132 +459,22 @@ fn check(parts: &request::Parts, body: &Incoming) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// What is asked, for the walk.
-#[derive(Clone, Copy)]
-struct Ask<'a> {
-    parts: &'a request::Parts,
-    target: &'a Target,
-    scheme: Scheme,
+/// What a request gives to say who it is.
+fn given(headers: &HeaderMap) -> Given {
+    Given::of_field(headers.get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes))
 }
 
-/// What the walk says of a request that may go out.
-#[derive(Clone, Copy)]
-struct Decided {
-    route: RouteId,
-    preflight: Option<Preflight>,
-}
-
-/// Walks the policy, looking up what the walk asks for, and notes what it says.
-async fn decide(
-    snapshot: &Snapshot,
-    via: &Via,
-    ask: Ask<'_>,
-    exchange: &mut Exchange,
-    route: &mut Option<Arc<str>>,
-) -> Result<(Decided, Plan), Failure> {
-    let policy = &snapshot.policy;
-    let presence = exchange.presence().clone();
-    let is_plain = ask.scheme == Scheme::Http;
-    let mut found = None;
-    let mut walk = Walk::default();
-    let decision = loop {
-        let query = Query {
-            client: &presence.client,
-            scheme: ask.scheme,
-            method: &ask.parts.method,
-            target: ask.target,
-            path: ask
-                .parts
-                .uri
-                .path_and_query()
-                .filter(|_| is_plain)
-                .map(PathAndQuery::as_str),
-            headers: is_plain.then_some(&ask.parts.headers),
-            addresses: found.as_ref().map(lookup_of),
-            now: Timestamp::now(),
-        };
-        match policy.step(&mut walk, &query) {
-            Step::Decided(decision) => break decision,
-            Step::Needs(Needs::Addresses) => {
-                let host = &ask.target.host;
-                let lookup = snapshot
-                    .names
-                    .lookup(host, policy.timeouts.dns, exchange.trail());
-                found = Some(Box::pin(lookup).await);
-                exchange.trail().enter(Phase::Policy);
-            }
-        }
-    };
-    let id = match decision.verdict {
-        Verdict::Route(id) => id,
-        Verdict::Deny(ref denial) => {
-            exchange.decided(policy, &decision, None);
-            return Err(denied(policy, &decision, denial, ask.target));
-        }
-    };
-    let name = &policy.route(id).name;
-    exchange.decided(policy, &decision, Some(name));
-    *route = Some(name.clone());
-    presence.limit_writes(decision.timeouts.body_idle);
-    let plan = Plan {
-        client: presence.client.clone(),
-        target: ask.target.clone(),
-        purpose: if is_plain {
-            Purpose::Forward
-        } else {
-            Purpose::Tunnel
-        },
-        addresses: found,
-        timeouts: decision.timeouts.clone(),
-        via: if is_plain {
-            String::new()
-        } else {
-            headers::via_of(ask.parts, via)
-        },
-    };
-    let decided = Decided {
-        route: id,
-        preflight: decision.preflight,
-    };
-    Ok((decided, plan))
-}
-
-fn lookup_of(found: &Result<Vec<IpAddr>, ResolveError>) -> Lookup<'_> {
-    found
-        .as_ref()
-        .map_or(Lookup::Failed, |addresses| Lookup::Found(addresses))
-}
-
-fn denied(
-    policy: &Policy,
-    decision: &Decision<'_>,
-    denial: &Denial<'_>,
-    target: &Target,
-) -> Failure {
-    let (by, block) = match denial {
-        Denial::Guard(guard) => return Failure::of_guard(*guard, target.to_string()),
-        Denial::Default(block) => (DeniedBy::Default, Some(block)),
-        Denial::Rule {
-            block,
-            by_address: true,
-        } => (DeniedBy::RuleIp, Some(block)),
-        Denial::Rule {
-            block,
-            by_address: false,
-        } => (DeniedBy::Rule, Some(block)),
-        Denial::Port => (DeniedBy::NeverPort, None),
-    };
-    let rule = decision.rule.unwrap_or(&policy.default);
-    Denied {
-        by,
-        target: target.to_string(),
-        rule: rule.name.clone(),
-        source: Some(rule.source.clone()),
-        reason: block.and_then(|block| block.reason.clone()),
-        status: block.and_then(|block| block.status),
-        code: block.and_then(|block| block.code.clone()),
-    }
-    .into()
+/// A tunnel that a client wants.
+#[derive(Debug)]
+pub(crate) struct Wish<'a> {
+    /// Where to.
+    pub(crate) target: Target,
+    /// The fields of the request, where it has such.
+    pub(crate) headers: Option<&'a HeaderMap>,
+    /// What the client gives to say who it is.
+    pub(crate) given: Given,
+    /// The Via that a CONNECT to an upstream bears.
+    pub(crate) via: String,
 }
 
 /// How a request was served.
@@ -444,5 +490,5 @@ enum Served {
 /// An answer after which the connection is a tunnel.
 struct Agreed {
     response: Response<()>,
-    ends: Ends,
+    opened: Opened,
 }

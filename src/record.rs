@@ -4,6 +4,9 @@
 //! A key without a value is left out.
 
 mod evidence;
+pub mod seen;
+pub mod timeline;
+pub mod trace;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -11,9 +14,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use evidence::{ClientTcp, Dns, Icmp, IcmpKeys, Reset, ServerTcp, Tls};
+use trace::Trace;
 
 /// The name and version of the record's form.
 pub const SCHEMA: &str = "routecause.record/1";
@@ -71,6 +75,9 @@ pub struct Record {
     /// The client's port.
     #[serde(rename = "client.port")]
     pub client_port: u16,
+    /// The user name that the client gave. Its password was not checked.
+    #[serde(rename = "user.name", skip_serializing_if = "Option::is_none")]
+    pub user: Option<Arc<str>>,
     /// The User-Agent field.
     #[serde(
         rename = "user_agent.original",
@@ -132,13 +139,13 @@ pub struct Record {
     /// `ipv4` or `ipv6`, of the peer's address.
     #[serde(rename = "network.type", skip_serializing_if = "Option::is_none")]
     pub network_type: Option<&'static str>,
-    /// `http`.
+    /// `http`, or `socks`: what the client spoke to us.
     #[serde(
         rename = "network.protocol.name",
         skip_serializing_if = "Option::is_none"
     )]
     pub protocol_name: Option<&'static str>,
-    /// `1.0` or `1.1`: what the client spoke to us.
+    /// `1.0` or `1.1` of HTTP, `5` of SOCKS.
     #[serde(
         rename = "network.protocol.version",
         skip_serializing_if = "Option::is_none"
@@ -171,6 +178,15 @@ pub struct Record {
     /// How sure the cause is: `certain`, `strong` or `weak`; absent on success.
     #[serde(rename = "egress.confidence", skip_serializing_if = "Option::is_none")]
     pub confidence: Option<&'static str>,
+    /// The request's label, from its user name.
+    #[serde(
+        rename = "egress.client.label",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub label: Option<Arc<str>>,
+    /// The roles of the client.
+    #[serde(rename = "egress.client.role", skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<Arc<str>>,
     /// The rule or guard that decided.
     #[serde(rename = "egress.rule", skip_serializing_if = "Option::is_none")]
     pub rule: Option<Arc<str>>,
@@ -192,6 +208,9 @@ pub struct Record {
     /// Every try of an address, the good one with `cause: null`.
     #[serde(rename = "egress.attempts", skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// The faults of the policy that struck: what happened is staged, and says nothing of the network.
+    #[serde(rename = "egress.fault", skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Arc<str>>,
     /// What is worth a look and no failure, as in `connect.slow` or `tls.no_sni`.
     #[serde(rename = "egress.notes", skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<&'static str>,
@@ -204,6 +223,9 @@ pub struct Record {
     /// The policy that decided: the first 12 hex digits of its SHA-256.
     #[serde(rename = "egress.policy", skip_serializing_if = "Option::is_none")]
     pub policy: Option<Arc<str>>,
+    /// The trace that it belongs to, where there is one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Box<Trace>>,
 
     /// Looking the name up, in milliseconds.
     #[serde(
@@ -239,7 +261,7 @@ pub struct Record {
     #[serde(rename = "egress.timing.total_ms")]
     pub total_ms: f64,
 
-    /// Where the addresses came from: `hosts`, `pin`, or `dns`.
+    /// Where the addresses came from: `hosts`, `pin`, `dns`, or a `fault` of the policy.
     #[serde(rename = "egress.dns.source", skip_serializing_if = "Option::is_none")]
     pub dns_source: Option<&'static str>,
     /// What the name server said of the name that was looked up.
@@ -275,6 +297,12 @@ pub struct Record {
         skip_serializing_if = "Option::is_none"
     )]
     pub upstream_squid_error: Option<String>,
+    /// The code of a SOCKS upstream's refusal.
+    #[serde(
+        rename = "egress.upstream.socks_reply",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub upstream_socks_reply: Option<u16>,
     /// The authentication schemes that the upstream offers.
     #[serde(
         rename = "egress.upstream.auth_schemes",
@@ -340,6 +368,7 @@ impl Record {
             error_message: None,
             client_address,
             client_port,
+            user: None,
             user_agent: None,
             method: None,
             resend_count: 0,
@@ -365,6 +394,8 @@ impl Record {
             phase: "client",
             side: None,
             confidence: None,
+            label: None,
+            roles: Vec::new(),
             rule: None,
             rule_source: None,
             would: None,
@@ -372,10 +403,12 @@ impl Record {
             route: None,
             hop: None,
             attempts: Vec::new(),
+            faults: Vec::new(),
             notes: Vec::new(),
             suspects: Vec::new(),
             ending: None,
             policy: None,
+            trace: None,
             dns_ms: None,
             connect_ms: None,
             upstream_ms: None,
@@ -389,6 +422,7 @@ impl Record {
             upstream_reason: None,
             upstream_proxy_status: None,
             upstream_squid_error: None,
+            upstream_socks_reply: None,
             upstream_auth_schemes: Vec::new(),
             upstream_body: None,
             tls: None,
@@ -438,6 +472,9 @@ pub struct Attempt {
     pub family: Option<&'static str>,
     /// The cause of its failure; `null` where it went well.
     pub cause: Option<Cow<'static, str>>,
+    /// Who is behind a failure that came once the connection stood: a hop of a chain that the next took over from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub side: Option<&'static str>,
     /// How long it took, in milliseconds.
     pub ms: f64,
     /// The ICMP message that it failed of.
@@ -459,7 +496,7 @@ pub enum Action {
 }
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// As asked.
@@ -468,6 +505,17 @@ pub enum Outcome {
     Failure,
     /// The connection never carried a request.
     Unknown,
+}
+
+impl Outcome {
+    /// Its word in a record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// `ipv4` or `ipv6`.
@@ -486,6 +534,10 @@ fn is_zero(count: &u32) -> bool {
 /// Quotes what a stranger sent: at most 1024 characters, controls and bidirectional marks escaped, so that it
 /// can neither forge a line nor move a cursor.
 pub fn quote(text: &str) -> String {
+    // Nearly all is like this.
+    if text.len() <= 1024 && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let mut safe = String::with_capacity(text.len().min(1024));
     for c in text.chars().take(1024) {
         match c {

@@ -19,8 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 pub use self::meter::Meter;
-use self::way::{Broken, Way, with_scratch};
+pub(crate) use self::way::with_scratch;
+use self::way::{Broken, Way};
 use crate::net::socket::Socket;
+use crate::net::wire::Wire;
 
 /// An end of a relay. What is written to it needs no flush.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {
@@ -31,6 +33,12 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin {
 impl Stream for Socket {
     fn socket(&self) -> Option<&Socket> {
         Some(self)
+    }
+}
+
+impl Stream for Wire {
+    fn socket(&self) -> Option<&Socket> {
+        self.bare()
     }
 }
 
@@ -45,7 +53,7 @@ pub trait Watch {
     /// Bytes of the server, as they were read.
     fn server(&mut self, bytes: &[u8], now: Instant);
 
-    /// The first event that leads to the end; behind it once more where the idle limit becomes the reason.
+    /// The first event that leads to the end; behind it once more where a limit of ours becomes the reason.
     fn event(&mut self, reason: &Reason, now: Instant);
 
     /// Whether there is nothing to be carried any more behind this event: a client that ends its side of an unfinished
@@ -53,13 +61,15 @@ pub trait Watch {
     fn is_final(&self, reason: &Reason) -> bool;
 }
 
-/// How long a relay may be silent.
+/// How long a relay may be silent, and last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// No byte in either direction.
     pub idle: Duration,
     /// The same once one side has ended its direction; never more than `idle`.
     pub half_closed_idle: Duration,
+    /// From the beginning of its meter, whatever moves.
+    pub max_duration: Option<Duration>,
 }
 
 /// Bytes that were read before the relay began; each side gets its part first.
@@ -69,6 +79,10 @@ pub struct Early {
     pub from_client: Bytes,
     /// What came behind the upstream's reply.
     pub from_server: Bytes,
+    /// When bytes of the client went out that the server owes an answer to; whoever sent them has told the watch.
+    pub sent: Option<Instant>,
+    /// Since when nothing has moved, where that is before now and there are no bytes here.
+    pub silent_since: Option<Instant>,
 }
 
 /// How a relay ended.
@@ -125,6 +139,11 @@ pub enum Reason {
         /// The limit that held.
         after: Duration,
     },
+    /// It lasted as long as it may.
+    Expired {
+        /// The limit that held.
+        after: Duration,
+    },
 }
 
 /// How one connection ended.
@@ -140,7 +159,43 @@ pub enum Close {
     Local,
 }
 
+impl Reason {
+    /// The client's connection failed so.
+    pub fn of_client(error: io::Error) -> Self {
+        match Close::of(&error) {
+            Close::Rst => Self::ClientReset(error),
+            Close::Fin | Close::Timeout | Close::Local => Self::ClientError(error),
+        }
+    }
+
+    /// The server's connection failed so.
+    pub fn of_server(error: io::Error) -> Self {
+        match Close::of(&error) {
+            Close::Rst => Self::ServerReset(error),
+            Close::Fin | Close::Timeout | Close::Local => Self::ServerError(error),
+        }
+    }
+}
+
 impl Close {
+    /// What an error of a connection makes of it.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ECONNRESET | libc::EPIPE) => Self::Rst,
+            // What a retransmission that is given up ends with; an ICMP message on the way names it.
+            Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => Self::Timeout,
+            Some(_) => Self::Local,
+            None if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+            {
+                Self::Rst
+            }
+            None => Self::Local,
+        }
+    }
+
     /// Whether the connection was lost rather than ended.
     pub fn is_broken(self) -> bool {
         matches!(self, Self::Rst | Self::Timeout)
@@ -183,18 +238,31 @@ where
     if !early.from_server.is_empty() {
         meter.server_spoke(now);
     }
-    let client_spoke = (!early.from_client.is_empty()).then_some(now);
-    watch.client(&early.from_client, now);
-    watch.server(&early.from_server, now);
+    let client_spoke = if early.from_client.is_empty() {
+        early.sent
+    } else {
+        Some(now)
+    };
+    let last_byte = match early.silent_since {
+        Some(since) if early.from_client.is_empty() && early.from_server.is_empty() => since,
+        _ => now,
+    };
+    let has_unanswered = early.sent.is_some() && early.from_server.is_empty();
+    if !early.from_client.is_empty() {
+        watch.client(&early.from_client, now);
+    }
+    if !early.from_server.is_empty() {
+        watch.server(&early.from_server, now);
+    }
     let mut relay = Relay {
         up: Way::new(early.from_client),
         down: Way::new(early.from_server),
         limits,
         meter,
         watch,
-        last_byte: now,
-        clock: now,
-        has_unanswered: false,
+        last_byte,
+        clock: last_byte,
+        has_unanswered,
         idle_before: Duration::ZERO,
         client_spoke,
         verdict: None,
@@ -203,7 +271,7 @@ where
     };
     // It is not an async fn, which would keep its arguments beside what is made of them.
     async move {
-        let mut timer = pin!(sleep_until(now + limits.idle));
+        let mut timer = pin!(sleep_until(relay.due().0));
         poll_fn(|cx| relay.poll(cx, client, server, timer.as_mut())).await
     }
 }
@@ -276,7 +344,7 @@ impl Relay<'_> {
         if is_over || self.up.is_done() && self.down.is_done() {
             return Poll::Ready(self.end());
         }
-        self.poll_idle(cx, timer)
+        self.poll_limits(cx, timer)
     }
 
     fn note_bytes(&mut self, sent: Option<u64>, received: Option<u64>, now: Instant) {
@@ -323,25 +391,16 @@ impl Relay<'_> {
             Broken::Read(error) => (reader, error),
             Broken::Write(error) => (writer, error),
         };
-        let close = close_of(&error);
-        let is_reset = close == Close::Rst;
+        let close = Close::of(&error);
         match side {
             Side::Client => {
                 self.client = Some(close);
-                self.settle(if is_reset {
-                    Reason::ClientReset(error)
-                } else {
-                    Reason::ClientError(error)
-                });
+                self.settle(Reason::of_client(error));
                 true
             }
             Side::Server => {
                 self.server = Some(close);
-                self.settle(if is_reset {
-                    Reason::ServerReset(error)
-                } else {
-                    Reason::ServerError(error)
-                });
+                self.settle(Reason::of_server(error));
                 // A write to the server has failed: what it said before that, such as a TLS alert,
                 // may still be unread. A read has failed: there is no more.
                 self.up.abandon();
@@ -359,13 +418,24 @@ impl Relay<'_> {
         }
     }
 
-    fn poll_idle(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
-        let limit = if self.client.is_none() && self.server.is_none() {
+    /// When a limit of ours ends it, as things are, and what is the reason then.
+    fn due(&self) -> (Instant, Reason) {
+        let after = if self.client.is_none() && self.server.is_none() {
             self.limits.idle
         } else {
             self.limits.idle.min(self.limits.half_closed_idle)
         };
-        let due = self.clock + limit;
+        let silent = (self.clock + after, Reason::Idle { after });
+        match self.limits.max_duration {
+            Some(after) if self.meter.begun() + after < silent.0 => {
+                (self.meter.begun() + after, Reason::Expired { after })
+            }
+            Some(_) | None => silent,
+        }
+    }
+
+    fn poll_limits(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
+        let (due, reason) = self.due();
         // The timer is set again when it fires too early or the limit has become shorter, never for
         // a byte.
         if due < timer.deadline() {
@@ -379,7 +449,6 @@ impl Relay<'_> {
                     Some((Reason::ServerReset(_) | Reason::ServerError(_), _))
                 ) {
                     let idle = self.last_byte.elapsed();
-                    let reason = Reason::Idle { after: limit };
                     self.watch.event(&reason, Instant::now());
                     self.verdict = Some((reason, idle));
                 }
@@ -415,23 +484,6 @@ impl Relay<'_> {
 enum Side {
     Client,
     Server,
-}
-
-fn close_of(error: &io::Error) -> Close {
-    match error.raw_os_error() {
-        Some(libc::ECONNRESET | libc::EPIPE) => Close::Rst,
-        // What a retransmission that is given up ends with; an ICMP message on the way names it.
-        Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => Close::Timeout,
-        Some(_) => Close::Local,
-        None if matches!(
-            error.kind(),
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-        ) =>
-        {
-            Close::Rst
-        }
-        None => Close::Local,
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,17 @@
 //! The ways out, behind one seam: whatever a rule leads to is a [`Dial`].
 
 pub mod assemble;
+pub mod chain;
 pub mod direct;
+pub mod fault;
+pub mod group;
+pub mod health;
+pub mod pac;
+#[cfg(test)]
+mod testing;
+pub mod tunnel;
 pub mod upstream;
+pub mod world;
 
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
@@ -18,11 +27,16 @@ use crate::client::Client;
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify, classify_try};
 use crate::net::connect::{self, Outcome, Try};
+use crate::net::places::Held;
 use crate::net::resolve::{ResolveError, Resolver, is_teredo};
 use crate::net::socket::Socket;
+use crate::net::upstream::auth::Authenticator;
+use crate::net::wire::Wire;
 use crate::policy::Policy;
+use crate::policy::chain::{Commit, Retry};
+use crate::policy::dns::AskId;
+use crate::policy::fault::WrongCert;
 use crate::policy::guard::{Admitted, Guard};
-use crate::secret::Secret;
 use crate::target::{Host, Target};
 use crate::timeouts::Timeouts;
 
@@ -34,6 +48,11 @@ pub trait Dial: Debug + Send + Sync {
     /// Opens a connection for `plan`, noting each step on `trail`.
     fn dial<'a>(&'a self, plan: &'a Plan, trail: &'a Trail)
     -> BoxFuture<'a, Result<Conn, Failure>>;
+
+    /// Whether a connection may serve later requests as well: not where each is to be dialled.
+    fn is_lasting(&self) -> bool {
+        true
+    }
 }
 
 /// Everything that a dial needs.
@@ -50,8 +69,29 @@ pub struct Plan {
     pub addresses: Option<Result<Vec<IpAddr>, ResolveError>>,
     /// How long each wait may take.
     pub timeouts: Arc<Timeouts>,
-    /// What the next proxy gets as Via with a CONNECT: the client's entries and ours.
+    /// When the way must stand, where less than all of [`Plan::timeouts`] is left.
+    pub deadline: Option<Instant>,
+    /// Whether an upstream whose circuit is open fails at once, since something else may serve. What is the last way is tried.
+    pub passes_over: bool,
+    /// From when on a tunnel keeps its hop.
+    pub commit: Commit,
+    /// What may be sent again over another hop.
+    pub retry: Retry,
+    /// What the next proxy gets as Via with a CONNECT: the client's entries and ours; empty for none.
     pub via: String,
+    /// Who is asked for the target's name, where a rule says so.
+    pub dns: Option<AskId>,
+    /// What is wrong with the certificate that a host of a lab is to show.
+    pub certificate: Option<WrongCert>,
+}
+
+impl Plan {
+    /// The part of a wait that is left.
+    pub fn within(&self, wait: Duration) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline
+            .map_or(wait, |deadline| wait.min(left(deadline)))
+    }
 }
 
 /// What a connection is for.
@@ -61,19 +101,53 @@ pub enum Purpose {
     Tunnel,
     /// Plain HTTP requests for the target.
     Forward,
+    /// Nothing: the hop is only to be reached.
+    Reach,
 }
 
 /// An open connection.
 #[derive(Debug)]
 pub struct Conn {
     /// The connection itself.
-    pub socket: Socket,
+    pub wire: Wire,
     /// What the far side sent before it was asked.
     pub early: Bytes,
     /// How a plain request is written on it.
     pub form: Form,
     /// Whether its far end is the target itself, rather than an upstream.
     pub is_end_to_end: bool,
+    /// The client that the upstream was told of on it: no other may use it.
+    pub only_for: Option<SocketAddr>,
+    /// The address of the target that an upstream was told, where it was told one: what the guards admitted.
+    pub told: Option<Box<SocketAddr>>,
+    /// What it occupies.
+    pub held: Held,
+    /// The name of the hop.
+    pub hop: Arc<str>,
+    /// The hops that are left, where it is one of a chain.
+    pub rest: Option<Box<chain::Rest>>,
+}
+
+impl Conn {
+    /// A connection straight to a target.
+    pub fn straight(socket: Socket, hop: Arc<str>) -> Self {
+        Self {
+            wire: Wire::Tcp(socket),
+            early: Bytes::new(),
+            form: Form::Origin,
+            is_end_to_end: true,
+            only_for: None,
+            told: None,
+            held: Held::default(),
+            hop,
+            rest: None,
+        }
+    }
+
+    /// Whether its hop is not to change any more: it is none of a chain, or the server has spoken.
+    pub fn is_settled(&self) -> bool {
+        !self.early.is_empty() || self.rest.is_none()
+    }
 }
 
 /// The form of a plain request's target (RFC 9112, section 3.2).
@@ -85,16 +159,23 @@ pub enum Form {
     Absolute {
         /// The proxy's name in the policy.
         upstream: Arc<str>,
-        /// The `Proxy-Authorization` to add.
-        credentials: Option<Secret>,
+        /// Who we are to it.
+        authenticator: Option<Arc<Authenticator>>,
     },
 }
 
-/// Names to addresses: the policy's pins first, then the system's resolver.
+/// Names to addresses: the policy's pins first, then its resolver.
 #[derive(Clone, Debug)]
 pub struct Names {
     policy: Arc<Policy>,
     resolver: Arc<Resolver>,
+}
+
+/// The lookup of one host, by those who are to be asked for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Inquiry<'n> {
+    names: &'n Names,
+    ask: AskId,
 }
 
 impl Names {
@@ -103,6 +184,37 @@ impl Names {
         Self { policy, resolver }
     }
 
+    /// The resolver.
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
+    }
+
+    /// For a target; a rule may say who is asked.
+    pub fn of_target(&self, host: &Host, rule: Option<AskId>) -> Inquiry<'_> {
+        let dns = &self.policy.dns;
+        let ask = host
+            .name()
+            .map_or(dns.default, |name| dns.choose(name, rule).0);
+        Inquiry { names: self, ask }
+    }
+
+    /// By those, whoever the policy says.
+    pub fn of_ask(&self, ask: AskId) -> Inquiry<'_> {
+        Inquiry { names: self, ask }
+    }
+
+    /// For an upstream.
+    pub fn of_upstream(&self, host: &Host) -> Inquiry<'_> {
+        let dns = &self.policy.dns;
+        let ask = host.name().map(|name| dns.choose_for_upstream(name));
+        Inquiry {
+            names: self,
+            ask: ask.unwrap_or(AskId::SYSTEM),
+        }
+    }
+}
+
+impl Inquiry<'_> {
     /// Finds a host's addresses.
     pub async fn lookup(
         &self,
@@ -114,13 +226,13 @@ impl Names {
             Host::Ip(ip) => return Ok(vec![*ip]),
             Host::Name(name) => name,
         };
-        if let Some(pinned) = self.policy.pinned(name) {
+        if let Some(pinned) = self.names.policy.pinned(name) {
             trail.pinned(pinned);
             return Ok(pinned.to_vec());
         }
         trail.enter(Phase::Dns);
         let started = Instant::now();
-        let found = self.resolver.resolve(name, limit).await;
+        let found = self.names.resolver.resolve(name, self.ask, limit).await;
         match &found {
             Ok(found) => trail.resolved(name, started.elapsed(), found),
             Err(error) => trail.unresolved(name, started.elapsed(), error),
@@ -133,10 +245,10 @@ impl Names {
         let Host::Name(name) = &target.host else {
             return failure;
         };
-        if self.policy.pinned(name).is_some() || !may_be_of_address(&failure) {
+        if self.names.policy.pinned(name).is_some() || !may_be_of_address(&failure) {
             return failure;
         }
-        match self.resolver.doubt(name, addresses) {
+        match self.names.resolver.doubt(name, self.ask, addresses) {
             Some(doubt) => Failure::Answer {
                 name: name.clone(),
                 doubt,
@@ -162,42 +274,21 @@ type Judge<'a> = &'a (dyn Fn(SocketAddr) -> Result<Admitted, Guard> + Sync);
 async fn connect(
     target: &Target,
     addresses: Vec<IpAddr>,
-    names: &Names,
+    names: Inquiry<'_>,
     judge: Judge<'_>,
     name: fn(Kind) -> Cause,
-    timeouts: &Timeouts,
+    plan: &Plan,
     trail: &Trail,
 ) -> Result<Socket, Failure> {
     trail.enter(Phase::Connect);
     let started = Instant::now();
-    let judged = addresses
-        .iter()
-        .map(|ip| judge(SocketAddr::new(*ip, target.port)));
-    let (admitted, refused): (Vec<_>, Vec<_>) = judged.partition(Result::is_ok);
-    let admitted: Vec<Admitted> = admitted.into_iter().flatten().collect();
-    if let (true, Some(guard)) = (
-        admitted.is_empty(),
-        refused
-            .into_iter()
-            .filter_map(Result::err)
-            .min_by_key(|guard| rank(*guard)),
-    ) {
-        let mut failure = Failure::of_guard(guard, target.to_string());
-        // What another guard refuses stays denied, whatever the answer looks like: it may be there to reach inwards.
-        let is_forged = guard != Guard::Own && addresses.iter().all(|ip| is_teredo(*ip));
-        if guard == Guard::Special || is_forged {
-            failure = names.doubted(target, &addresses, failure);
-        }
-        trail.failed(name(classify(&failure).kind), started.elapsed());
-        return Err(failure);
-    }
-    if let Some(guard) = admitted.iter().find_map(|admitted| admitted.would()) {
-        trail.would(guard.name());
-    }
+    let admitted = admit(target, &addresses, names, judge, trail)
+        .inspect_err(|failure| trail.failed(name(classify(failure).kind), started.elapsed()))?;
     let limits = connect::Limits {
-        total: timeouts.connect,
-        per_address: timeouts.connect_address,
-        stagger: timeouts.connect_stagger,
+        total: plan.within(plan.timeouts.connect),
+        per_address: plan.within(plan.timeouts.connect_address),
+        stagger: plan.timeouts.connect_stagger,
+        shape: connect::Shape::default(),
     };
     let note = |attempt: Try| {
         if let Outcome::Abandoned = attempt.outcome {
@@ -214,11 +305,52 @@ async fn connect(
     Ok(socket)
 }
 
+/// The addresses of a target that the guards let through.
+///
+/// # Errors
+/// The plainest offence where there is none.
+fn admit(
+    target: &Target,
+    addresses: &[IpAddr],
+    names: Inquiry<'_>,
+    judge: Judge<'_>,
+    trail: &Trail,
+) -> Result<Vec<Admitted>, Failure> {
+    let judged = addresses
+        .iter()
+        .map(|ip| judge(SocketAddr::new(*ip, target.port)));
+    let (admitted, refused): (Vec<_>, Vec<_>) = judged.partition(Result::is_ok);
+    let admitted: Vec<Admitted> = admitted.into_iter().flatten().collect();
+    if let (true, Some(guard)) = (
+        admitted.is_empty(),
+        refused
+            .into_iter()
+            .filter_map(Result::err)
+            .min_by_key(|guard| rank(*guard)),
+    ) {
+        let mut failure = Failure::of_guard(guard, target.to_string());
+        // What another guard refuses stays denied, whatever the answer looks like: it may be there to reach inwards.
+        let is_forged = guard != Guard::Own && addresses.iter().all(|ip| is_teredo(*ip));
+        if guard == Guard::Special || is_forged {
+            failure = names.doubted(target, addresses, failure);
+        }
+        return Err(failure);
+    }
+    if let Some(guard) = admitted.iter().find_map(|admitted| admitted.would()) {
+        trail.would(guard.name());
+    }
+    Ok(admitted)
+}
+
 /// Of the guards that refuse all addresses of a target the one that is told: the plainest offence last.
 fn rank(guard: Guard) -> u8 {
     match guard {
         Guard::Own => 0,
-        Guard::Loopback | Guard::LinkLocal | Guard::Private | Guard::ConnectPorts => 1,
+        Guard::Loopback
+        | Guard::LinkLocal
+        | Guard::Private
+        | Guard::ConnectPorts
+        | Guard::SniMismatch => 1,
         Guard::Special => 2,
     }
 }

@@ -1,13 +1,16 @@
 //! A text that must not be seen.
 
-/// A password or a header that holds one. It has neither `Debug` nor `Display` of its content.
+use zeroize::Zeroizing;
+
+/// A password or a header that holds one. It has neither `Debug` nor `Display` of its content, and leaves no copy in memory
+/// when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes a secret text.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself: for the one place that sends it.

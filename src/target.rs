@@ -94,6 +94,15 @@ impl Host {
         Ok(split_zone(text)?.0)
     }
 
+    /// The host as it prints, to be kept.
+    pub fn text(&self) -> Arc<str> {
+        match self {
+            Self::Name(name) => name.clone(),
+            Self::Ip(IpAddr::V4(ip)) => dotted(*ip).into(),
+            Self::Ip(ip) => ip.to_string().into(),
+        }
+    }
+
     /// The name, if it is one.
     pub fn name(&self) -> Option<&str> {
         match self {
@@ -215,7 +224,13 @@ impl Eq for Target {}
 
 impl std::hash::Hash for Target {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        (&self.host, self.port).hash(state);
+        // In few pieces: a keyed hash takes its time for each.
+        match &self.host {
+            Host::Name(name) => name.hash(state),
+            Host::Ip(IpAddr::V4(ip)) => state.write_u32(ip.to_bits()),
+            Host::Ip(IpAddr::V6(ip)) => state.write_u128(ip.to_bits()),
+        }
+        state.write_u16(self.port);
     }
 }
 
@@ -235,6 +250,25 @@ pub fn canonical_ip(ip: IpAddr) -> IpAddr {
         IpAddr::V4(_) => ip,
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
     }
+}
+
+/// An IPv4 address as it prints: each request for one needs that, and a formatter takes its time.
+fn dotted(ip: Ipv4Addr) -> String {
+    let digit = |value: u8| char::from(b'0' + value % 10);
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for octet in ip.octets() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        if octet >= 100 {
+            text.push(digit(octet / 100));
+        }
+        if octet >= 10 {
+            text.push(digit(octet / 10));
+        }
+        text.push(digit(octet));
+    }
+    text
 }
 
 /// Splits `host:port`, `[v6]:port`, `host`, `[v6]`. A bare IPv6 address has no port.
@@ -296,7 +330,11 @@ fn split_zone(text: &str) -> Result<(Host, Option<Arc<str>>), TargetError> {
         Some(zone) if is_zone(zone) => Some(Arc::from(zone)),
         Some(_) => return Err(bad()),
     };
-    Ok((Host::Ip(canonical_ip(IpAddr::V6(ip))), zone))
+    let ip = canonical_ip(IpAddr::V6(ip));
+    if ip.is_ipv4() && zone.is_some() {
+        return Err(bad());
+    }
+    Ok((Host::Ip(ip), zone))
 }
 
 /// Interface names are at most 15 bytes (IFNAMSIZ); dots are refused so that no zone looks like a name.
@@ -309,13 +347,19 @@ fn is_zone(zone: &str) -> bool {
 
 fn parse_name(text: &str) -> Result<Host, TargetError> {
     let bad = || TargetError::BadHost(clip(text));
+    // A name fails at its first letter.
+    if let Ok(ip) = text.parse::<Ipv4Addr>() {
+        return Ok(Host::Ip(IpAddr::V4(ip)));
+    }
     if text.is_empty() || text == "." {
         return Err(TargetError::EmptyHost);
     }
     let plain = text
         .bytes()
         .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'));
-    let ascii = if plain && !text.contains("xn--") {
+    // A search for a text prepares itself for longer ones than these.
+    let has_a_label = || text.as_bytes().windows(4).any(|four| four == b"xn--");
+    let ascii = if plain && !has_a_label() {
         None
     } else {
         // What IDNA maps to a dot or a digit (full-width forms) is judged below, as what it becomes.

@@ -24,9 +24,13 @@ pub struct Timeouts {
     pub body_idle: Duration,
     /// A tunnel without a byte in either direction.
     pub idle: Duration,
+    /// A tunnel from its request to its end, whatever passes in it; `None` for as long as it likes.
+    pub max_duration: Option<Duration>,
+    /// The first flight of a tunnel, where a rule asks for it.
+    pub sniff: Duration,
     /// A request's head, from the connection or from its first byte.
     pub head: Duration,
-    /// A client's connection between two requests.
+    /// A client's connection between two requests, and an upstream's of HTTP/2 between two tunnels.
     pub keepalive: Duration,
 }
 
@@ -48,6 +52,8 @@ impl Default for Timeouts {
             first_byte: Duration::from_mins(5),
             body_idle: Duration::from_mins(5),
             idle: Duration::from_hours(1),
+            max_duration: None,
+            sniff: Duration::from_millis(300),
             head: Duration::from_secs(15),
             keepalive: Duration::from_mins(1),
         }

@@ -309,7 +309,7 @@ fn git(scene: &Scene, args: &[&str]) -> Command {
 
 #[test]
 fn pip_downloads_from_an_index_over_https() {
-    if !has_python("pip", "pip") {
+    if !needs::has_python("pip", "pip") {
         return;
     }
     let scene = Scene::new();
@@ -397,7 +397,7 @@ fn pythons_urllib_prints_the_cause() {
 
 #[test]
 fn pythons_requests_shares_a_session() {
-    if !has_python("requests", "python3-requests") {
+    if !needs::has_python("requests", "python3-requests") {
         return;
     }
     let scene = Scene::new();
@@ -566,14 +566,4 @@ fn apt_updates_and_downloads_over_http_and_https() {
             .count()
     };
     assert!(of("forward") > 1 && of("connect") > 0, "{records:#?}");
-}
-
-/// Whether python can import a module; `need` is what a machine lacks where it cannot.
-fn has_python(module: &str, need: &str) -> bool {
-    let import = format!("import {module}");
-    let imports = || Command::new("python3").args(["-c", &import]).output();
-    if needs::is_installed("python3") && imports().is_ok_and(|output| output.status.success()) {
-        return true;
-    }
-    needs::lacks(need)
 }

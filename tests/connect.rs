@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -399,6 +400,40 @@ fn a_silent_tunnel_ends_at_its_idle_limit() {
         record["egress.idle_ms"].as_f64().unwrap() >= 300.0,
         "{record:#}"
     );
+}
+
+#[test]
+fn a_tunnel_lasts_no_longer_than_it_may() {
+    // Straight; and where a hop on trial still waits for the client's first word.
+    for (default, busy) in [("direct: true", true), ("via: out", false)] {
+        let proxy = Proxy::start(&format!(
+            "version: 1\nupstreams: {{spare: {{url: 'http://{}'}}}}\nchains: {{out: {{hops: [direct, spare]}}}}\n\
+             rules: []\ndefault: {{{default}}}\ndefaults: {{timeouts: {{max_duration: 500ms}}}}\n",
+            Origin::nowhere()
+        ));
+        let (client, server) = ends(&proxy);
+        let mut from_server = server.try_clone().unwrap();
+        let talking = thread::spawn(move || {
+            while busy && from_server.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let end = (&client).read_to_end(&mut Vec::new());
+        let kind = end.map_err(|error| error.kind());
+        assert_eq!(kind, Err(ErrorKind::ConnectionReset), "it looks whole");
+        wire::read_or_reset(&server);
+        talking.join().unwrap();
+        let record = proxy.record();
+        check!(&record,
+            "event.outcome": "failure", "error.type": "tunnel.max_duration", "egress.phase": "tunnel",
+            "egress.side": "proxy");
+        let message = record["error.message"].as_str().unwrap();
+        assert!(
+            message.starts_with("the tunnel was open for 500ms"),
+            "{message}"
+        );
+        assert!(record["event.duration"].as_u64().unwrap() >= 500_000_000);
+    }
 }
 
 #[test]

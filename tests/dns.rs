@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use support::nameserver::{Query, Reply};
 use support::netns::Net;
+use support::origin::Listening;
 use support::{DIRECT, Proxy, SOON, check, wire};
 
 /// Short, so that silence does not last.
@@ -17,99 +19,6 @@ const HASTY: &str = "version: 1\n\
     defaults: {timeouts: {dns: 1s, connect: 500ms}}\n\
     rules: []\n\
     default: {direct: true}\n";
-
-const A: u16 = 1;
-const AAAA: u16 = 28;
-
-/// A query, as it came.
-struct Query<'a> {
-    bytes: &'a [u8],
-    name: String,
-    kind: u16,
-}
-
-impl<'a> Query<'a> {
-    fn read(bytes: &'a [u8]) -> Self {
-        let mut labels = Vec::new();
-        let mut at = 12;
-        while bytes[at] != 0 {
-            let end = at + 1 + usize::from(bytes[at]);
-            labels.push(String::from_utf8_lossy(&bytes[at + 1..end]).to_lowercase());
-            at = end;
-        }
-        Self {
-            bytes: &bytes[..at + 5],
-            name: labels.join("."),
-            kind: u16::from_be_bytes([bytes[at + 1], bytes[at + 2]]),
-        }
-    }
-
-    /// A reply without records (RFC 1035, section 4.1).
-    fn code(&self, code: u8) -> Reply {
-        let flags = [0x81, 0x80 | code, 0, 1, 0, 0, 0, 0, 0, 0];
-        Reply([&self.bytes[..2], &flags, &self.bytes[12..]].concat())
-    }
-
-    /// A reply with these addresses, as far as they are of the family that is asked for.
-    fn addresses(&self, addresses: &[IpAddr]) -> Reply {
-        let mut reply = self.code(0);
-        for address in addresses {
-            let (kind, octets) = match address {
-                IpAddr::V4(v4) => (A, v4.octets().to_vec()),
-                IpAddr::V6(v6) => (AAAA, v6.octets().to_vec()),
-            };
-            if kind == self.kind {
-                reply.record(7, kind, &octets);
-            }
-        }
-        reply
-    }
-
-    fn address(&self, address: &str) -> Reply {
-        self.addresses(&[address.parse().unwrap()])
-    }
-}
-
-/// A reply that is being written.
-struct Reply(Vec<u8>);
-
-impl Reply {
-    /// Adds a record of the question's name; `count` is the place of its section's count.
-    fn record(&mut self, count: usize, kind: u16, data: &[u8]) {
-        self.0[count] += 1;
-        let [high, low] = kind.to_be_bytes();
-        let length = u8::try_from(data.len()).unwrap();
-        self.0
-            .extend([0xc0, 12, high, low, 0, 1, 0, 0, 0, 60, 0, length]);
-        self.0.extend(data);
-    }
-
-    /// With the SOA record of a denial (RFC 2308, section 3).
-    fn soa(mut self) -> Self {
-        self.record(9, 6, &[0; 22]);
-        self
-    }
-
-    /// With an extended error (RFC 8914, section 2).
-    fn ede(mut self, code: u8, text: &str) -> Self {
-        self.0[11] += 1;
-        let length = u8::try_from(text.len()).unwrap() + 2;
-        self.0
-            .extend([0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, length + 4]);
-        self.0.extend([0, 15, 0, length, 0, code]);
-        self.0.extend(text.as_bytes());
-        self
-    }
-
-    fn truncated(mut self) -> Self {
-        self.0[2] |= 2;
-        self
-    }
-
-    fn one(self) -> Vec<Self> {
-        vec![self]
-    }
-}
 
 /// What a name server does with a query: any number of replies.
 type Answer = fn(&Query<'_>) -> Vec<Reply>;
@@ -637,4 +546,43 @@ fn a_record_tells_who_answered_and_how() {
         "dns.question.name": "git.corp.example",
         "egress.notes": ["dns.search_suffix"],
     );
+}
+
+#[test]
+fn a_comma_goes_on_where_the_name_is_not_found_and_nowhere_else() {
+    let Some(net) = Net::new() else { return };
+    let address = serve(&net, |query| {
+        let is_missing = query.name.ends_with("missing.example");
+        let reply = query.code(if is_missing { 3 } else { 2 });
+        if is_missing { reply.soa() } else { reply }.one()
+    });
+    let upstream = net
+        .server
+        .within(|| Listening::on(SocketAddr::new(address, 0)));
+    let policy = format!(
+        "version: 1\nupstreams: {{corp: {{url: \"http://{}\"}}}}\n\
+         defaults: {{timeouts: {{dns: 1s}}}}\nrules: []\ndefault: {{via: \"direct,corp\"}}\n",
+        upstream.address
+    );
+    let proxy = proxy(&net, &policy, &[address]);
+    let client = net.client.within(|| proxy.connect());
+    let ask = |name: &str| {
+        wire::send(
+            &client,
+            format!("GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\n\r\n"),
+        );
+    };
+    ask("fails.example");
+    assert_eq!(wire::status(&wire::read_answer(&client).0), 502);
+    let record = proxy.record();
+    check!(&record, "error.type": "dns.servfail");
+    assert_eq!(record["egress.attempts"].as_array().unwrap().len(), 1);
+    ask("a.missing.example");
+    let (server, head) = upstream.hear();
+    assert!(head.starts_with("GET http://a.missing.example/ "), "{head}");
+    wire::send(&server, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    assert_eq!(wire::read_answer(&client).1, "ok");
+    let record = proxy.record();
+    check!(&record, "egress.hop": "corp", "event.outcome": "success");
+    check!(&record["egress.attempts"][0], "hop": "direct", "cause": "dns.nxdomain");
 }

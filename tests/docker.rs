@@ -3,33 +3,38 @@
 mod support;
 
 use std::fs;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use support::goods;
-use support::needs;
+use support::debian;
+use support::docker::{BUILD, Image, bridge, docker, routecause_image};
 use support::web::{self, Ca, Web};
-use support::{Proxy, run, run_within};
+use support::{Proxy, check, goods, needs, routecause, run, run_within};
 
-/// The base image is made once for a build folder; a machine that cannot make it within this cannot run the test.
-const BOOTSTRAP: Duration = Duration::from_mins(10);
-
-/// Importing it, and a build of it.
-const BUILD: Duration = Duration::from_mins(5);
-
-/// The servers of the test stand on loopback, which only loopback clients may reach unless the policy says so.
+/// The servers of the test stand on loopback, which only loopback clients may reach unless the policy says so. What is
+/// `filtered.test` is reset behind the ClientHello wherever it goes direct.
 const POLICY: &str = "\
 version: 1
 guards: {loopback: allow}
-dns: {hosts: {apt.test: [127.0.0.1], pip.test: [127.0.0.1], files.test: [127.0.0.1]}}
+dns: {hosts: {apt.test: [127.0.0.1], pip.test: [127.0.0.1], files.test: [127.0.0.1], filtered.test: [127.0.0.1]}}
+upstreams: {second: {url: 'http://SECOND'}}
+faults: {reset: {at: client_hello, do: reset}}
 rules:
   - {name: packages, match: {host: [apt.test, pip.test]}, direct: true}
   - {name: files, match: {host: files.test}, direct: true}
+  - {name: heals, match: {host: filtered.test}, fault: {profile: reset, hop: direct}, via: direct|second}
 default: {block: {reason: 'not on the list of this build'}}
+";
+
+/// The same names, for who is asked next.
+const SECOND: &str = "\
+version: 1
+dns: {hosts: {filtered.test: [127.0.0.1]}}
+default: {direct: true}
 ";
 
 #[test]
@@ -37,159 +42,488 @@ fn a_build_fetches_through_the_proxy_and_each_step_is_recorded() {
     if !is_ready() {
         return;
     }
-    let (gateway, subnet) = bridge();
-    let images = Images::import(&base());
-
-    let files = tempfile::tempdir().unwrap();
-    goods::apt_repository(files.path());
-    goods::python_index(files.path());
-    fs::write(files.path().join("answer"), "42").unwrap();
-    let ca = Ca::new();
-    let serve = || web::folder(files.path());
-    let apt = Web::plain(serve());
-    let pip = Web::tls(&ca, &["pip.test"], serve());
-    let http = Web::plain(serve());
-    let https = Web::tls(&ca, &["files.test"], serve());
-    let proxy = Proxy::under(POLICY)
-        .arg("--listen")
-        .arg(&format!("{gateway}:0"))
-        .arg("--allow-from")
-        .arg(&subnet.to_string())
-        .start();
-
-    let context = tempfile::tempdir().unwrap();
-    fs::copy(ca.file(), context.path().join("test.crt")).unwrap();
-    let sources = format!("deb [trusted=yes] http://apt.test:{}/apt ./\n", apt.port());
-    fs::write(context.path().join("sources.list"), sources).unwrap();
+    let scene = Scene::new("classic");
     let dockerfile = format!(
         "FROM {base}\n\
          LABEL {label}\n\
-         COPY test.crt /usr/local/share/ca-certificates/\n\
+         COPY ca.pem /usr/local/share/ca-certificates/test.crt\n\
          RUN update-ca-certificates\n\
-         COPY sources.list /etc/apt/sources.list\n\
+         RUN echo 'deb [trusted=yes] http://apt.test:{apt}/apt ./' > /etc/apt/sources.list\n\
          RUN apt-get -q update && apt-get -q install -y probe && test \"$(cat /usr/share/doc/probe/answer)\" = 42\n\
          RUN pip download -q --no-deps --no-cache-dir --disable-pip-version-check --dest /tmp \
              --cert /usr/local/share/ca-certificates/test.crt --index-url https://pip.test:{pip}/simple/ probe\n\
          RUN test \"$(curl -fsS http://files.test:{http}/answer)\" = 42\n\
          RUN test \"$(curl -fsS https://files.test:{https}/answer)\" = 42\n\
          RUN ! curl -fsS https://telemetry.test/ 2> /told && grep -q 403 /told\n",
-        base = images.base,
-        label = images.label,
-        pip = pip.port(),
-        http = http.port(),
-        https = https.port(),
+        base = scene.base.0,
+        label = scene.label,
+        apt = scene.apt.port(),
+        pip = scene.pip.port(),
+        http = scene.http.port(),
+        https = scene.https.port(),
     );
-    fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
-    let mut build = docker(&["build", "--no-cache", "--force-rm", "-t", &images.built]);
-    for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
-        build.args(["--build-arg", &format!("{name}={}", proxy.url())]);
-    }
-    let (status, stdout, stderr) = run_within(build.arg(context.path()), BUILD);
+    scene.write(&dockerfile);
+    let proxy = scene.proxy();
+    let (status, stdout, stderr) = run_within(&mut scene.build("docker", "0", &proxy.url()), BUILD);
     assert!(status.success(), "{stdout}{stderr}");
 
     let (status, records) = proxy.stop();
     assert!(status.success());
-    let of = |host: &str| -> Vec<&Value> {
-        let is_of = |record: &&Value| record["server.address"] == host;
-        records.iter().filter(is_of).collect()
-    };
-    for record in &records {
-        let client: IpAddr = record["client.address"].as_str().unwrap().parse().unwrap();
-        assert!(subnet.contains(&client) && client != gateway, "{record:#}");
+    scene.is_all_from_containers(&records);
+    let apt = scene.apt.port();
+    expect(&records, "apt.test", apt, "forward", "packages");
+    expect(
+        &records,
+        "pip.test",
+        scene.pip.port(),
+        "connect",
+        "packages",
+    );
+    for (port, action) in [
+        (scene.http.port(), "forward"),
+        (scene.https.port(), "connect"),
+    ] {
+        expect(&records, "files.test", port, action, "files");
     }
-    let expect = |host: &str, port: u16, action: &str, rule: &str| {
-        let passed = json!({
-            "server.port": port,
-            "event.action": action,
-            "event.outcome": "success",
-            "egress.rule": rule,
-            "egress.route": "direct",
-        });
-        // Among what apt asks for is also what is not there.
-        let is_it = |record: &&Value| {
-            let mut expected = passed.as_object().unwrap().iter();
-            expected.all(|(key, value)| &record[key] == value)
-        };
-        let found = of(host).into_iter().find(is_it);
-        let record = found.unwrap_or_else(|| panic!("no {passed} of {host} in {records:#?}"));
-        assert!(
-            record["destination.bytes"].as_u64().unwrap() > 0,
-            "{record:#}"
-        );
-    };
-    expect("apt.test", apt.port(), "forward", "packages");
-    expect("pip.test", pip.port(), "connect", "packages");
-    for (port, action) in [(http.port(), "forward"), (https.port(), "connect")] {
-        expect("files.test", port, action, "files");
-    }
-    let by_apt = of("apt.test").into_iter().any(|record| {
+    let by_apt = of(&records, "apt.test").into_iter().any(|record| {
         let agent = record["user_agent.original"].as_str().unwrap_or_default();
         agent.contains("APT") && record["http.response.status_code"] == 200
     });
     assert!(by_apt, "{records:#?}");
-    let denied = of("telemetry.test");
-    assert_eq!(denied.len(), 1, "{denied:#?}");
-    assert_eq!(denied[0]["error.type"], "policy.denied.default");
-    assert_eq!(denied[0]["http.response.status_code"], 403);
+    is_denied_once(&records);
 }
 
-/// Whether the test can run here: a Docker Engine, and root to make a base image with.
-fn is_ready() -> bool {
-    let programs = ["docker", "debootstrap", "dpkg-deb", "python3", "tar"];
-    let is_root = || nix::unistd::geteuid().is_root() || needs::lacks("root");
-    programs.into_iter().all(needs::has) && is_root()
+#[test]
+fn buildkit_takes_the_authority_from_a_secret_a_registry_directly_and_a_filtered_name_by_the_second_way()
+ {
+    if !is_ready() {
+        return;
+    }
+    let Some(client) = buildkit() else { return };
+    let scene = Scene::new("buildkit");
+    // Beside the build, on the host: what `NO_PROXY` is for.
+    let registry = Web::plain_on(
+        SocketAddr::new(scene.gateway, 0),
+        web::folder(scene.files.path()),
+    );
+    let dockerfile = format!(
+        "FROM {base}\n\
+         RUN echo 'deb [trusted=yes] https://apt.test:{apt}/apt ./' > /etc/apt/sources.list\n\
+         RUN --mount=type=secret,id=ca,mode=0444 apt-get -q -o Acquire::https::CAInfo=/run/secrets/ca update \
+             && apt-get -q -o Acquire::https::CAInfo=/run/secrets/ca install -y probe\n\
+         RUN --mount=type=secret,id=ca pip download -q --no-deps --no-cache-dir --disable-pip-version-check --dest /tmp \
+             --cert /run/secrets/ca --index-url https://pip.test:{pip}/simple/ probe\n\
+         RUN --mount=type=secret,id=ca curl -fsS --cacert /run/secrets/ca https://filtered.test:{https}/answer > /healed\n\
+         RUN curl -fsS http://{gateway}:{registry}/answer > /registry\n\
+         RUN ! curl -fsS https://telemetry.test/ 2> /told && grep -q 403 /told\n\
+         RUN test \"$(cat /healed /registry)\" = 4242 && ! env | grep -i secret && test ! -s /run/secrets/ca\n",
+        base = scene.base.0,
+        apt = scene.apt_tls.port(),
+        pip = scene.pip.port(),
+        https = scene.https.port(),
+        gateway = scene.gateway,
+        registry = registry.port(),
+    );
+    scene.write(&dockerfile);
+    let proxy = scene.proxy();
+    let mut build = scene.build(&client, "1", &proxy.url());
+    build.args(["--progress=plain", "--secret"]);
+    build.arg(format!("id=ca,src={}", scene.ca.file().display()));
+    for name in ["NO_PROXY", "no_proxy"] {
+        build.args(["--build-arg", &format!("{name}={}", scene.gateway)]);
+    }
+    let (status, stdout, stderr) = run_within(&mut build, BUILD);
+    assert!(status.success(), "{stdout}{stderr}");
+
+    let (status, records) = proxy.stop();
+    assert!(status.success());
+    scene.is_all_from_containers(&records);
+    expect(
+        &records,
+        "apt.test",
+        scene.apt_tls.port(),
+        "connect",
+        "packages",
+    );
+    expect(
+        &records,
+        "pip.test",
+        scene.pip.port(),
+        "connect",
+        "packages",
+    );
+    let healed = of(&records, "filtered.test");
+    assert_eq!(healed.len(), 1, "{healed:#?}");
+    check!(
+        healed[0],
+        "event.outcome": "success",
+        "egress.rule": "heals",
+        "egress.route": "direct|second",
+        "egress.hop": "second",
+        "http.request.resend_count": 1
+    );
+    let attempts = healed[0]["egress.attempts"].as_array().unwrap();
+    assert_eq!(attempts[0]["cause"], "tls.reset_after_client_hello");
+    assert_eq!(attempts[1]["cause"], Value::Null);
+    is_denied_once(&records);
+    let seen = registry.seen();
+    assert_eq!(seen.len(), 1, "{seen:#?}");
+    assert!(scene.subnet.contains(&seen[0].peer.ip()), "{seen:#?}");
+    assert!(of(&records, &scene.gateway.to_string()).is_empty());
 }
 
-/// Docker's command, with its classic builder: the newer one is a part that not every engine has.
-fn docker(args: &[&str]) -> Command {
-    let mut command = Command::new("docker");
-    command.env("DOCKER_BUILDKIT", "0").args(args);
-    command
+#[test]
+fn run_gives_a_build_what_it_needs_and_its_report_names_the_step_that_failed() {
+    if !is_ready() {
+        return;
+    }
+    let scene = Scene::new("run");
+    let dockerfile = format!(
+        "FROM {base}\nLABEL {label}\n\
+         RUN test \"$(curl -fsS http://files.test:{http}/answer)\" = 42\n\
+         RUN curl -fsS https://telemetry.test/\n",
+        base = scene.base.0,
+        label = scene.label,
+        http = scene.http.port(),
+    );
+    scene.write(&dockerfile);
+    let policy = scene.context.path().join("policy.yaml");
+    fs::write(&policy, POLICY).unwrap();
+    let report = tempfile::tempdir().unwrap();
+    let mut command = routecause();
+    command.env("DOCKER_BUILDKIT", "0").arg("run");
+    command.arg("--policy").arg(&policy);
+    command.arg("--report").arg(report.path());
+    command.args([
+        "--",
+        "docker",
+        "build",
+        "--no-cache",
+        "--force-rm",
+        "-t",
+        &scene.built.0,
+    ]);
+    let (status, stdout, stderr) = run_within(command.arg(scene.context.path()), BUILD);
+    assert!(
+        !status.success() && status.code() != Some(3),
+        "{stdout}{stderr}"
+    );
+    let told = |what: &str| assert!(stderr.contains(what), "{what} is not in: {stdout}{stderr}");
+    told("1 denied");
+    told("telemetry.test:443");
+    told("not on the list of this build");
+    told(&format!("files.test:{}", scene.http.port()));
+    let records = fs::read_to_string(report.path().join("records.jsonl")).unwrap();
+    let records: Vec<Value> = records
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    scene.is_all_from_containers(&records);
+    expect(
+        &records,
+        "files.test",
+        scene.http.port(),
+        "forward",
+        "files",
+    );
+    is_denied_once(&records);
 }
 
-/// The host's address on Docker's default bridge, and the network of its containers.
-fn bridge() -> (IpAddr, IpNet) {
-    let (status, stdout, stderr) = run(&mut docker(&["network", "inspect", "bridge"]));
-    assert!(status.success(), "{stderr}");
-    let networks: Value = serde_json::from_str(&stdout).unwrap();
-    let config = &networks[0]["IPAM"]["Config"][0];
-    let subnet: IpNet = config["Subnet"].as_str().unwrap().parse().unwrap();
-    // Where no container ever ran the gateway may be left out: it is the first address.
-    let gateway = config["Gateway"]
-        .as_str()
-        .map(|gateway| gateway.parse().unwrap());
-    (
-        gateway.unwrap_or_else(|| subnet.hosts().next().unwrap()),
-        subnet,
+#[test]
+fn compose_builds_by_the_proxy_and_an_application_has_no_other_way_out() {
+    if !is_ready() || !needs::has("netns") {
+        return;
+    }
+    let (Some(compose), Some(image)) = (
+        compose(),
+        routecause_image(support::docker::name("compose")),
+    ) else {
+        return;
+    };
+    let base = debian::image(support::docker::name("base-compose"));
+    let (gateway, _) = bridge();
+    let files = tempfile::tempdir().unwrap();
+    fs::write(files.path().join("answer"), "42").unwrap();
+    let web = Web::plain_on(SocketAddr::new(gateway, 0), web::folder(files.path()));
+    let policy = fs::read_to_string("deploy/compose/policy.yaml").unwrap();
+    let policy = policy.replace(
+        "rules:\n",
+        &format!(
+            "dns: {{hosts: {{files.test: ['{gateway}']}}}}\nrules:\n  - {{name: test, match: {{host: files.test}}, direct: true}}\n"
+        ),
+    );
+    fs::write(files.path().join("policy.yaml"), policy).unwrap();
+    let url = format!("http://files.test:{}/answer", web.port());
+    let beyond = Beyond::new();
+    let around = format!("http://{}/", Beyond::ADDRESS);
+    // It can be reached from a network that is not shut.
+    let curl = [
+        "run",
+        "--rm",
+        "--network=bridge",
+        &base.0,
+        "curl",
+        "-fsS",
+        "-m",
+        "5",
+        &around,
+    ];
+    assert!(support::docker::told(&curl).contains("Directory listing"));
+    let app = files.path().join("app");
+    fs::create_dir(&app).unwrap();
+    let dockerfile = format!(
+        "FROM {}\nRUN test \"$(curl -fsS {url})\" = 42\n\
+         CMD echo \"by the proxy $(curl -fsS {url})\"; curl -sS http://telemetry.test/ | head -n 1; \
+         curl -sS -m 5 --noproxy '*' {around} || echo no way around\n",
+        base.0
+    );
+    fs::write(app.join("Dockerfile"), dockerfile).unwrap();
+    let project = Compose {
+        program: compose,
+        settings: vec![
+            ("COMPOSE_PROJECT_NAME", support::docker::name("compose")),
+            ("ROUTECAUSE_IMAGE", image.0.clone()),
+            (
+                "POLICY",
+                files.path().join("policy.yaml").display().to_string(),
+            ),
+            ("APP", app.display().to_string()),
+            (
+                "PROXY_PORT",
+                support::origin::Origin::free().port().to_string(),
+            ),
+        ],
+    };
+    // Whoever runs in there is to read it.
+    fs::set_permissions(
+        files.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
     )
+    .unwrap();
+    project.does(&["up", "-d", "egress"]);
+    project.does(&["build", "--no-cache", "app"]);
+    let printed = project.does(&["run", "--rm", "-T", "app"]);
+    let lines: Vec<_> = printed.lines().map(str::trim_end).collect();
+    let expected = [
+        "by the proxy 42",
+        "routecause: policy.denied.default",
+        "no way around",
+    ];
+    assert_eq!(lines, expected);
+    let records = project.does(&["logs", "--no-color", "egress"]);
+    let records: Vec<Value> = records
+        .lines()
+        .filter_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok())
+        .collect();
+    assert_eq!(of(&records, "files.test").len(), 2, "{records:#?}");
+    is_denied_once(&records);
+    drop(beyond);
 }
 
-/// Images of a test's own. Dropped, they are removed, and what the build left of its steps.
-struct Images {
-    base: String,
-    built: String,
-    label: String,
+/// A server behind this machine, to which what leaves a container is forwarded.
+struct Beyond {
+    space: String,
+    server: Child,
 }
 
-impl Images {
-    fn import(archive: &Path) -> Self {
+impl Beyond {
+    /// Of the range for documents (RFC 5737).
+    const ADDRESS: &str = "198.51.100.2";
+
+    fn new() -> Self {
         let id = std::process::id();
-        let images = Self {
-            base: format!("routecause-test-base:{id}"),
-            built: format!("routecause-test-built:{id}"),
-            label: format!("routecause.test={id}"),
-        };
-        let mut import = docker(&["import"]);
-        let (status, _, stderr) = run_within(import.arg(archive).arg(&images.base), BUILD);
-        assert!(status.success(), "{stderr}");
-        images
+        let (space, near, far) = (
+            format!("rc-beyond-{id}"),
+            format!("rcb{id}"),
+            format!("rcf{id}"),
+        );
+        let script = format!(
+            "set -e
+             ip netns add {space}
+             ip link add {near} type veth peer name {far} netns {space}
+             ip addr add 198.51.100.1/30 dev {near}
+             ip link set {near} up
+             ip -n {space} addr add {}/30 dev {far}
+             ip -n {space} link set {far} up
+             ip -n {space} link set lo up",
+            Self::ADDRESS
+        );
+        goods::succeed(Command::new("sh").args(["-c", &script]));
+        let mut server = Command::new("ip")
+            .args([
+                "netns",
+                "exec",
+                &space,
+                "python3",
+                "-u",
+                "-m",
+                "http.server",
+                "80",
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.contains("Serving"), "{line}");
+        Self { space, server }
     }
 }
 
-impl Drop for Images {
+impl Drop for Beyond {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        run(Command::new("ip").args(["netns", "del", &self.space]));
+    }
+}
+
+/// A project of compose, which goes when the test does.
+struct Compose {
+    program: Vec<&'static str>,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Compose {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.program[0]);
+        command
+            .args(&self.program[1..])
+            .args(["-f", "deploy/compose/compose.yaml"])
+            .args(args);
+        command
+            .env("DOCKER_BUILDKIT", "0")
+            .env("COMPOSE_DOCKER_CLI_BUILD", "0");
+        for (name, value) in &self.settings {
+            command.env(name, value);
+        }
+        command
+    }
+
+    #[track_caller]
+    fn does(&self, args: &[&str]) -> String {
+        let (status, stdout, stderr) = run_within(&mut self.command(args), BUILD);
+        assert!(status.success(), "{args:?}: {stdout}{stderr}");
+        stdout
+    }
+}
+
+impl Drop for Compose {
+    fn drop(&mut self) {
+        let down = [
+            "down",
+            "--volumes",
+            "--remove-orphans",
+            "--rmi",
+            "local",
+            "--timeout",
+            "1",
+        ];
+        run_within(&mut self.command(&down), BUILD);
+    }
+}
+
+/// Compose: a plugin of the client's, or a program.
+fn compose() -> Option<Vec<&'static str>> {
+    let (status, ..) = run(Command::new("docker").args(["compose", "version"]));
+    if status.success() {
+        return Some(vec!["docker", "compose"]);
+    }
+    needs::has("docker-compose").then(|| vec!["docker-compose"])
+}
+
+/// Servers, an image and a folder for one build.
+struct Scene {
+    gateway: IpAddr,
+    subnet: IpNet,
+    files: tempfile::TempDir,
+    context: tempfile::TempDir,
+    ca: Ca,
+    apt: Web,
+    apt_tls: Web,
+    pip: Web,
+    http: Web,
+    https: Web,
+    second: Proxy,
+    label: String,
+    base: Image,
+    built: Image,
+}
+
+impl Scene {
+    fn new(name: &str) -> Self {
+        let (gateway, subnet) = bridge();
+        let files = tempfile::tempdir().unwrap();
+        goods::apt_repository(files.path());
+        goods::python_index(files.path());
+        fs::write(files.path().join("answer"), "42").unwrap();
+        let ca = Ca::new();
+        let serve = || web::folder(files.path());
+        let base = debian::image(support::docker::name(&format!("base-{name}")));
+        Self {
+            gateway,
+            subnet,
+            context: tempfile::tempdir().unwrap(),
+            apt: Web::plain(serve()),
+            apt_tls: Web::tls(&ca, &["apt.test"], serve()),
+            pip: Web::tls(&ca, &["pip.test"], serve()),
+            http: Web::plain(serve()),
+            https: Web::tls(&ca, &["files.test", "filtered.test"], serve()),
+            second: Proxy::start(SECOND),
+            label: format!("routecause.test={name}-{}", std::process::id()),
+            base,
+            built: Image(support::docker::name(&format!("built-{name}"))),
+            files,
+            ca,
+        }
+    }
+
+    fn write(&self, dockerfile: &str) {
+        let folder = self.context.path();
+        fs::copy(self.ca.file(), folder.join("ca.pem")).unwrap();
+        fs::write(folder.join("Dockerfile"), dockerfile).unwrap();
+    }
+
+    /// On the bridge, for containers.
+    fn proxy(&self) -> Proxy {
+        let second = self.second.address.to_string();
+        Proxy::under(&POLICY.replace("SECOND", &second))
+            .arg("--listen")
+            .arg(&format!("{}:0", self.gateway))
+            .arg("--allow-from")
+            .arg(&self.subnet.to_string())
+            .start()
+    }
+
+    fn build(&self, client: &str, buildkit: &str, proxy: &str) -> Command {
+        let mut build = Command::new(client);
+        build.env("DOCKER_BUILDKIT", buildkit);
+        build.args(["build", "--no-cache", "--force-rm", "-t", &self.built.0]);
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            build.args(["--build-arg", &format!("{name}={proxy}")]);
+        }
+        build.arg(self.context.path());
+        build
+    }
+
+    fn is_all_from_containers(&self, records: &[Value]) {
+        for record in records {
+            let client: IpAddr = record["client.address"].as_str().unwrap().parse().unwrap();
+            assert!(
+                self.subnet.contains(&client) && client != self.gateway,
+                "{record:#}"
+            );
+        }
+    }
+}
+
+impl Drop for Scene {
+    /// What the classic builder left of its steps.
     fn drop(&mut self) {
         let label = format!("label={}", self.label);
-        run(&mut docker(&["image", "rm", "-f", &self.built]));
         run(&mut docker(&[
             "container",
             "prune",
@@ -198,104 +532,67 @@ impl Drop for Images {
             &label,
         ]));
         run(&mut docker(&["image", "prune", "-f", "--filter", &label]));
-        run(&mut docker(&["image", "rm", "-f", &self.base]));
     }
 }
 
-/// A small system with apt, python3-pip and curl, from where this machine gets its own packages; made once.
-fn base() -> PathBuf {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let (mirror, suite) = mirror();
-    let archive = cache.join(format!("base-{suite}.tar"));
-    if archive.exists() {
-        return archive;
-    }
-    let root = tempfile::tempdir_in(cache).unwrap();
-    let mut bootstrap = Command::new("debootstrap");
-    bootstrap
-        .args([
-            "--variant=minbase",
-            "--include=ca-certificates,curl,python3-pip",
-            &suite,
-        ])
-        .arg(root.path())
-        .arg(&mirror);
-    let (status, stdout, stderr) = run_within(&mut bootstrap, BOOTSTRAP);
-    assert!(status.success(), "{stdout}{stderr}");
-    let unfinished = archive.with_extension("unfinished");
-    let mut tar = Command::new("tar");
-    tar.arg("-cf").arg(&unfinished).arg("-C").arg(root.path());
-    let left_out = [
-        "./var/cache/apt/archives/*.deb",
-        "./var/lib/apt/lists/*",
-        "./usr/share/doc/*",
-        "./usr/share/locale/*",
-    ];
-    tar.args(left_out.map(|pattern| format!("--exclude={pattern}")))
-        .arg(".");
-    let (status, _, stderr) = run_within(&mut tar, BUILD);
-    assert!(status.success(), "{stderr}");
-    fs::rename(unfinished, &archive).unwrap();
-    archive
+/// The records of a host.
+fn of<'r>(records: &'r [Value], host: &str) -> Vec<&'r Value> {
+    let is_of = |record: &&Value| record["server.address"] == host;
+    records.iter().filter(is_of).collect()
 }
 
-/// The mirror and suite of this machine's own system, as its apt is configured.
-fn mirror() -> (String, String) {
-    let release = fs::read_to_string("/etc/os-release").unwrap();
-    let suite = release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let suite = suite
-        .expect("the system has a code name")
-        .trim_matches('"')
-        .to_owned();
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let parts = fs::read_dir("/etc/apt/sources.list.d")
+/// Looks for a request that went well. Among what apt asks for is also what is not there.
+#[track_caller]
+fn expect(records: &[Value], host: &str, port: u16, action: &str, rule: &str) {
+    let passed = json!({
+        "server.port": port,
+        "event.action": action,
+        "event.outcome": "success",
+        "egress.rule": rule,
+        "egress.route": "direct",
+    });
+    let is_it = |record: &&Value| {
+        let mut expected = passed.as_object().unwrap().iter();
+        expected.all(|(key, value)| &record[key] == value)
+    };
+    let found = of(records, host).into_iter().find(is_it);
+    let record = found.unwrap_or_else(|| panic!("no {passed} of {host} in {records:#?}"));
+    assert!(
+        record["destination.bytes"].as_u64().unwrap() > 0,
+        "{record:#}"
+    );
+}
+
+#[track_caller]
+fn is_denied_once(records: &[Value]) {
+    let denied = of(records, "telemetry.test");
+    assert_eq!(denied.len(), 1, "{denied:#?}");
+    check!(denied[0], "error.type": "policy.denied.default", "http.response.status_code": 403);
+}
+
+/// Whether the test can run here.
+fn is_ready() -> bool {
+    let programs = ["docker", "dpkg-deb", "python3"];
+    programs.into_iter().all(needs::has) && debian::can_be_made()
+}
+
+/// A client of Docker's that can speak to the newer builder: by the plugin, or an older one, which has it built in.
+fn buildkit() -> Option<String> {
+    let (status, ..) = run(Command::new("docker").args(["buildx", "version"]));
+    if status.success() {
+        return Some("docker".to_owned());
+    }
+    let has_it = |client: &&str| {
+        Path::new(client).exists() && {
+            let (_, version, _) = run(Command::new(client).arg("--version"));
+            version.starts_with("Docker version 20.")
+        }
+    };
+    let found = ["/usr/bin/docker", "/usr/local/bin/docker"]
         .into_iter()
-        .flatten();
-    files.extend(parts.map_while(Result::ok).map(|entry| entry.path()));
-    for file in files {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        let mirror = if text.contains("URIs:") {
-            of_stanzas(&text, &suite)
-        } else {
-            of_lines(&text, &suite)
-        };
-        if let Some(mirror) = mirror {
-            return (mirror, suite);
-        }
+        .find(has_it);
+    if found.is_none() {
+        let _ = needs::lacks("buildkit");
     }
-    panic!("no source of {suite} in /etc/apt");
-}
-
-/// From `Types: deb`, `URIs: …`, `Suites: …`.
-fn of_stanzas(text: &str, suite: &str) -> Option<String> {
-    text.split("\n\n").find_map(|stanza| {
-        let words = |key: &str| {
-            let line = stanza.lines().find_map(|line| line.strip_prefix(key));
-            line.unwrap_or_default()
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        let is_it = words("Suites:").iter().any(|word| word == suite);
-        if is_it {
-            words("URIs:").into_iter().next()
-        } else {
-            None
-        }
-    })
-}
-
-/// From `deb [options] URI suite components`.
-fn of_lines(text: &str, suite: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let words = line.strip_prefix("deb ")?;
-        let words = words
-            .rsplit(']')
-            .next()?
-            .split_whitespace()
-            .collect::<Vec<_>>();
-        (words.get(1) == Some(&suite)).then(|| words[0].to_owned())
-    })
+    found.map(str::to_owned)
 }

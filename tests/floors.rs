@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [&[&str]; 7] = [
+const FLOORS: [&[&str]; 8] = [
     &["target", "client", "timeouts", "secret", "cause", "record"],
-    &["policy", "config"],
+    &["policy", "config", "pac"],
     &["net", "relay", "tls"],
     &["failure", "observe", "memory", "exchange", "route"],
     &["snapshot", "proxy", "listen"],
-    &["app"],
+    &["app", "admin", "doctor"],
+    &["lab"],
     &["cli"],
 ];
 

@@ -1308,7 +1308,6 @@ fn other_protocols_on_the_port_are_named() {
             "",
             "client.tls_to_plain_port",
         ),
-        (b"\x05\x01\x00", "", "client.socks_to_http_port"),
         (
             b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00",
             "",

@@ -503,7 +503,11 @@ fn a_connection_that_needed_a_second_syn_is_noted() {
         }
         let client = ask(&net, &proxy, target);
         assert_eq!(wire::status(&wire::read_head(&client)), 200);
-        drop((origin.accept().unwrap(), client));
+        let (server, _) = origin.accept().unwrap();
+        // The client ends it, and the server hears of that.
+        drop(client);
+        assert!(wire::is_fin(&server));
+        drop(server);
         check!(&proxy.record(), "event.outcome": "success", "egress.notes": notes);
     }
 }

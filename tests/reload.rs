@@ -11,8 +11,10 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::admin::{address, ask, get, send, until, until_metric, with_admin};
 use support::origin::Origin;
-use support::{DIRECT, Proxy, wire};
+use support::{DIRECT, Proxy, check, routecause, run, wire};
 
 const BLOCK: &str = "version: 1\nrules: []\ndefault: {block: {reason: 'closed'}}\n";
 
@@ -97,6 +99,102 @@ fn a_link_that_is_swapped_brings_the_new_policy() {
     }
 }
 
+/// A policy with rules and a set in files of their own.
+const OF_FILES: &str = "\
+version: 1
+include: sets.yaml
+rules:
+  - include: rules.yaml
+default: {direct: true}
+";
+
+#[test]
+fn the_files_of_a_policy_are_watched_as_it_is() {
+    let origin = origin();
+    let proxy = Proxy::under(OF_FILES)
+        .file(
+            "sets.yaml",
+            "sets: {closed: {file: closed.txt, kind: ips}}\n",
+        )
+        .file(
+            "rules.yaml",
+            "- {name: closed, match: {set: closed}, block: true}\n",
+        )
+        .file("closed.txt", "192.0.2.0/24\n")
+        .start();
+    let file = |name: &str| proxy.policy.with_file_name(name);
+    assert_eq!(status(&proxy, &origin), 204);
+    fs::write(file("closed.txt"), "192.0.2.0/24\n127.0.0.0/8 # and us\n").unwrap();
+    proxy.diaries("reloaded", 1);
+    assert_eq!(status(&proxy, &origin), 403);
+    fs::write(file("rules.yaml"), "[]\n").unwrap();
+    proxy.diaries("reloaded", 2);
+    assert_eq!(status(&proxy, &origin), 204);
+    // A file that is named only now is watched from now on.
+    fs::write(file("more.yaml"), "- {name: all, block: true}\n").unwrap();
+    fs::write(file("rules.yaml"), "- include: more.yaml\n").unwrap();
+    proxy.diaries("reloaded", 3);
+    assert_eq!(status(&proxy, &origin), 403);
+    fs::write(file("more.yaml"), "- {name: none, direct: true}\n").unwrap();
+    proxy.diaries("reloaded", 4);
+    assert_eq!(status(&proxy, &origin), 204);
+}
+
+#[test]
+fn files_that_are_swapped_by_a_link_bring_the_new_policy() {
+    // As Kubernetes mounts a ConfigMap: sets.yaml -> ..data/sets.yaml, ..data -> ..1; the policy itself stands elsewhere.
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (version, nets) in [
+        ("..1", "192.0.2.0/24"),
+        ("..2", "127.0.0.0/8"),
+        ("..3", "10.0.0.0/8"),
+    ] {
+        fs::create_dir(path(version)).unwrap();
+        fs::write(
+            path(version).join("sets.yaml"),
+            "sets: {closed: {file: closed.txt, kind: ips}}\n",
+        )
+        .unwrap();
+        fs::write(path(version).join("closed.txt"), nets).unwrap();
+    }
+    symlink("..1", path("..data")).unwrap();
+    for name in ["sets.yaml", "closed.txt"] {
+        symlink(format!("..data/{name}"), path(name)).unwrap();
+    }
+    let sets = path("sets.yaml").display().to_string();
+    let origin = origin();
+    let proxy = Proxy::start(&format!(
+        "version: 1\ninclude: '{sets}'\nrules:\n  - {{name: closed, match: {{set: closed}}, block: true}}\ndefault: {{direct: true}}\n"
+    ));
+    assert_eq!(status(&proxy, &origin), 204);
+    for (count, (version, expected)) in [("..2", 403), ("..3", 204)].into_iter().enumerate() {
+        symlink(version, path("..data_tmp")).unwrap();
+        fs::rename(path("..data_tmp"), path("..data")).unwrap();
+        proxy.diaries("reloaded", count + 1);
+        assert_eq!(status(&proxy, &origin), expected, "{version}");
+    }
+}
+
+#[test]
+fn a_file_that_goes_missing_changes_nothing_until_it_is_back() {
+    let origin = origin();
+    let proxy = Proxy::under(OF_FILES)
+        .file("sets.yaml", "sets: {closed: {ips: 192.0.2.0/24}}\n")
+        .file(
+            "rules.yaml",
+            "- {name: closed, match: {set: closed}, block: true}\n",
+        )
+        .start();
+    let sets = proxy.policy.with_file_name("sets.yaml");
+    fs::remove_file(&sets).unwrap();
+    proxy.diary("reload failed");
+    assert_eq!(status(&proxy, &origin), 204);
+    fs::write(&sets, "sets: {closed: {ips: 127.0.0.0/8}}\n").unwrap();
+    proxy.diary("reloaded");
+    assert_eq!(status(&proxy, &origin), 403);
+}
+
 #[test]
 fn what_changes_beside_the_policy_does_not_hold_it_up() {
     let origin = origin();
@@ -137,6 +235,57 @@ fn a_bad_policy_changes_nothing_and_is_told() {
     fs::write(&proxy.policy, BLOCK).unwrap();
     proxy.diary("reloaded");
     assert_eq!(status(&proxy, &origin), 403);
+}
+
+#[test]
+fn a_refused_policy_is_told_by_log_metrics_and_api_until_it_is_good() {
+    let proxy = with_admin(Proxy::under(DIRECT)).start();
+    let at = address(&proxy);
+    until_metric(at, "routecause_policy_refused 0");
+    assert_eq!(get(at, "/v1/status")["refused"], Value::Null);
+    let first = get(at, "/v1/status")["policy"].clone();
+    let refused = |expected: &'static str| {
+        move |status: &Value| {
+            let message = &status["refused"]["diagnostics"][0]["message"];
+            message
+                .as_str()
+                .is_some_and(|message| message.contains(expected))
+        }
+    };
+    // One with a mistake, and one that needs a restart.
+    fs::write(&proxy.policy, "version: 1\ndefualt: {block: true}\n").unwrap();
+    let status = until(at, "/v1/status", refused("`defualt`"));
+    check!(&status["refused"]["diagnostics"][0], "severity": "error", "line": 2, "column": 1);
+    assert_eq!(status["policy"], first, "the old one is at work");
+    proxy.diary("reload failed: the policy is bad, the old one stays at work");
+    until_metric(at, "routecause_policy_refused 1");
+    until_metric(at, r#"routecause_reloads_total{result="bad"} 1"#);
+    let (_, told, _) = run(routecause().args(["status", "--admin", &at.to_string()]));
+    assert!(told.contains("refused    what stands there now"), "{told}");
+    assert!(told.contains("policy.yaml:2:1: "), "{told}");
+    let is_told_on = |page| {
+        let (_, _, text) = ask(at, "GET", page, "", "");
+        text.contains("is refused; the one before it is at work") && text.contains("`defualt`")
+    };
+    assert!(is_told_on("/") && is_told_on("/policy"));
+    let (code, problem) = send(at, "POST", "/v1/policy/reload", "", &Value::Null);
+    assert_eq!(code, 422);
+    check!(&problem["diagnostics"][0], "line": 2);
+    fs::write(&proxy.policy, format!("{BLOCK}server: {{name: other}}\n")).unwrap();
+    let status = until(at, "/v1/status", refused("restart"));
+    assert_eq!(status["policy"], first);
+    until_metric(at, "routecause_policy_refused 1");
+    fs::write(&proxy.policy, BLOCK).unwrap();
+    let status = until(at, "/v1/status", |status| status["policy"] != first);
+    assert_eq!(status["refused"], Value::Null);
+    until_metric(at, "routecause_policy_refused 0");
+    assert!(!is_told_on("/"));
+    until_metric(at, r#"routecause_reloads_total{result="good"} 1"#);
+    // As it was is good as well.
+    fs::write(&proxy.policy, "rules").unwrap();
+    until_metric(at, "routecause_policy_refused 1");
+    fs::write(&proxy.policy, BLOCK).unwrap();
+    until_metric(at, "routecause_policy_refused 0");
 }
 
 #[test]
@@ -282,4 +431,37 @@ fn an_embedded_policy_stays_on_a_signal() {
     proxy.signal(Signal::SIGHUP);
     proxy.diary("reloaded");
     assert_eq!(status(&proxy, &origin), 204);
+}
+
+#[test]
+fn a_policy_that_is_written_slowly_is_taken_whole() {
+    let origin = origin();
+    let proxy = Proxy::start(DIRECT);
+    assert_eq!(status(&proxy, &origin), 204);
+    // Each line but the last would be a policy of its own, and none of these is meant.
+    let lines = [
+        "version: 1\n",
+        "default: {block: {reason: 'half'}}\n",
+        "rules:\n",
+        "  - {name: here, match: {ip: 127.0.0.0/8}, direct: true}\n",
+        "  - {name: there, match: {host: a.example}, direct: true}\n",
+    ];
+    fs::write(&proxy.policy, "").unwrap();
+    for line in lines {
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(&proxy.policy)
+            .unwrap();
+        std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
+        drop(file);
+        assert_eq!(status(&proxy, &origin), 204);
+        // Shorter than a file must be quiet for.
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    proxy.diary("reloaded");
+    assert_eq!(status(&proxy, &origin), 204);
+    let (diary, records) = proxy.finish();
+    assert!(!diary.contains("reload failed"), "{diary}");
+    assert_eq!(diary.matches("reloaded").count(), 1, "{diary}");
+    assert_eq!(records.last().unwrap()["egress.rule"], "here");
 }

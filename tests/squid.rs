@@ -2,180 +2,18 @@
 
 mod support;
 
-use std::fs::{self, Permissions};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::nameserver::{NameServer, SecureServer};
 use support::needs;
 use support::origin::Origin;
+use support::squid::{PASSWORD, Squid};
 use support::web::{Ca, Web, answer};
 use support::{Proxy, SOON, run, wire};
-use tempfile::TempDir;
-
-const PASSWORD: &str = "correct horse";
-
-/// A squid of the test's own. Dropped, it is ended.
-struct Squid {
-    child: Child,
-    address: SocketAddr,
-    folder: TempDir,
-}
-
-impl Squid {
-    /// Lets everyone pass.
-    fn open() -> Self {
-        Self::start("")
-    }
-
-    /// Asks for Basic credentials.
-    fn guarded() -> Self {
-        let helper = [
-            "/usr/lib/squid/basic_ncsa_auth",
-            "/usr/libexec/squid/basic_ncsa_auth",
-        ];
-        let helper = helper.iter().find(|path| Path::new(path).exists()).unwrap();
-        Self::start(&format!(
-            "auth_param basic program {helper} {{folder}}/users\n\
-             auth_param basic children 1 startup=1 idle=1\n\
-             acl known proxy_auth REQUIRED\n\
-             http_access deny !known\n"
-        ))
-    }
-
-    /// Starts one; again where somebody else took its port in between.
-    fn start(access: &str) -> Self {
-        let mut diaries = Vec::new();
-        while diaries.len() < 5 {
-            match Self::try_start(access) {
-                Ok(squid) => return squid,
-                Err(diary) => diaries.push(diary),
-            }
-        }
-        panic!("{diaries:#?}");
-    }
-
-    /// Starts one on a port that is free now, and waits until it listens; else what it says of its failure.
-    fn try_start(access: &str) -> Result<Self, String> {
-        let nameserver = nameserver().unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let folder = tempfile::tempdir().unwrap();
-        // Started as root, squid goes on as a user of its own.
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
-        let address = Origin::free();
-        let path = folder.path().display();
-        fs::write(
-            folder.path().join("users"),
-            format!("alice:{}\n", hashed(PASSWORD)),
-        )
-        .unwrap();
-        fs::write(
-            folder.path().join("hosts"),
-            "127.0.0.1 web.test denied.test\n",
-        )
-        .unwrap();
-        let config = format!(
-            "http_port {address}\n\
-             visible_hostname squid.test\n\
-             pid_filename {path}/squid.pid\n\
-             access_log stdio:{path}/access.log\n\
-             cache_log {path}/cache.log\n\
-             coredump_dir {path}\n\
-             hosts_file {path}/hosts\n\
-             dns_nameservers {nameserver}\n\
-             dns_timeout 1 second\n\
-             connect_timeout 2 seconds\n\
-             shutdown_lifetime 0 seconds\n\
-             max_filedescriptors 1024\n\
-             memory_cache_shared off\n\
-             pinger_enable off\n\
-             cache deny all\n\
-             acl denied dstdomain denied.test\n\
-             http_access deny denied\n\
-             {}\
-             http_access allow all\n",
-            access.replace("{folder}", &path.to_string())
-        );
-        fs::write(folder.path().join("squid.conf"), config).unwrap();
-        let child = Command::new(needs::find("squid").unwrap())
-            .args(["-N", "-f"])
-            .arg(folder.path().join("squid.conf"))
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut squid = Self {
-            child,
-            address,
-            folder,
-        };
-        let deadline = Instant::now() + SOON;
-        while !squid.diary().contains("Accepting HTTP Socket connections") {
-            let is_running = squid.child.try_wait().unwrap().is_none();
-            if !is_running || Instant::now() > deadline {
-                return Err(squid.diary());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(squid)
-    }
-
-    fn diary(&self) -> String {
-        fs::read_to_string(self.folder.path().join("cache.log")).unwrap_or_default()
-    }
-
-    /// What it logged.
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default()
-    }
-
-    /// A policy that sends everything through it.
-    fn policy(&self, auth: &str) -> String {
-        format!(
-            "version: 1\n\
-             upstreams: {{squid: {{url: 'http://{}'{auth}}}}}\n\
-             default: {{via: squid}}\n",
-            self.address
-        )
-    }
-}
-
-impl Drop for Squid {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A name server that knows no name, where this process may be one: at port 53, which only root has.
-fn nameserver() -> Option<IpAddr> {
-    // Squid is told no port; an address of its own keeps the tests apart.
-    let bind = |last| UdpSocket::bind((Ipv4Addr::new(127, 53, 0, last), 53));
-    let socket = (1..255).find_map(|last| bind(last).ok())?;
-    let address = socket.local_addr().ok()?.ip();
-    std::thread::spawn(move || {
-        let mut query = [0; 512];
-        while let Ok((len, peer)) = socket.recv_from(&mut query) {
-            // An answer, recursion available: NXDOMAIN.
-            (query[2], query[3]) = (0x81, 0x83);
-            let _ = socket.send_to(&query[..len], peer);
-        }
-    });
-    Some(address)
-}
-
-/// A password as squid's helper reads it.
-fn hashed(password: &str) -> String {
-    let output = Command::new("openssl")
-        .args(["passwd", "-apr1", password])
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
 
 /// Whether the tests of this file can run here.
 fn is_ready() -> bool {
@@ -563,8 +401,7 @@ fn a_squid_that_is_down_is_the_upstreams_failure_and_nothing_goes_direct() {
     let url = format!("http://127.0.0.1:{}/", http.port());
     assert_eq!(curl(&proxy, &[&url]), "plain 200");
     proxy.record();
-    squid.child.kill().unwrap();
-    squid.child.wait().unwrap();
+    squid.end();
     let tunnel = format!("https://127.0.0.1:{}/", http.port());
     for url in [&url, &tunnel] {
         let told = curl(&proxy, &["-v", url]);
@@ -613,4 +450,111 @@ fn a_tunnel_through_squid_carries_both_directions_to_their_ends() {
         &record,
         &json!({"event.outcome": "success", "source.bytes": 5, "destination.bytes": 5}),
     );
+}
+
+/// The record of a tunnel to a name that servers of these tests give as 127.0.0.1.
+fn tunnel(proxy: &Proxy, name: &str) -> Value {
+    let origin = Origin::serving(|stream| {
+        wire::send(&stream, "hello");
+        String::new()
+    });
+    let target = format!("{name}:{}", origin.address.port());
+    let client = proxy.connect();
+    wire::send(
+        &client,
+        format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"),
+    );
+    if wire::status(&wire::read_head(&client)) == 200 {
+        assert_eq!(wire::read_exact(&client, 5), b"hello");
+        wire::finish(&client);
+    }
+    proxy.record()
+}
+
+#[test]
+fn name_servers_are_asked_through_it() {
+    if !is_ready() {
+        return;
+    }
+    let (open, guarded) = (Squid::open(), Squid::guarded());
+    let ca = Ca::new();
+    let (doh, plain) = (
+        SecureServer::doh(&ca, "doh.test"),
+        NameServer::giving("127.0.0.1"),
+    );
+    let secure = format!(
+        "doh: 'https://doh.test:{}/dns-query', ip: 127.0.0.1, ca: ca.pem",
+        doh.port()
+    );
+    let policy = format!(
+        "version: 1\n\
+         upstreams: {{open: {{url: 'http://{}'}}, guarded: {{url: 'http://{}'}}}}\n\
+         dns:\n  default: plain\n  servers:\n    \
+         clean: {{{secure}, via: open, domains: [clean.example, also.example]}}\n    \
+         kept: {{{secure}, via: guarded, domains: kept.example}}\n    \
+         plain: {{udp: '{}'}}\n\
+         rules: [{{name: by-tcp, match: {{host: a.example}}, direct: true, dns: {{via: open}}}}]\n\
+         default: {{direct: true}}\n",
+        open.address, guarded.address, plain.address
+    );
+    let proxy = Proxy::under(&policy).file("ca.pem", &ca.pem()).start();
+    assert_holds(
+        &tunnel(&proxy, "clean.example"),
+        &json!({
+            "event.outcome": "success",
+            "egress.hop": "direct",
+            "dns.resolved_ip": ["127.0.0.1"],
+            "egress.dns.server": doh.address,
+            "egress.dns.transport": "https",
+        }),
+    );
+    assert_holds(
+        &tunnel(&proxy, "a.example"),
+        &json!({
+            "event.outcome": "success",
+            "egress.dns.server": plain.address,
+            "egress.dns.transport": "tcp",
+        }),
+    );
+    let record = tunnel(&proxy, "kept.example");
+    assert_holds(
+        &record,
+        &json!({"error.type": "dns.doh_blocked", "egress.dns.server": doh.address}),
+    );
+    let message = record["error.message"].as_str().unwrap();
+    assert!(
+        message.contains("name server kept cannot be asked")
+            && message.contains("upstream guarded: ")
+            && message.contains("407"),
+        "{message}"
+    );
+    // A reload leads new connections another way, and what is known stays known.
+    fs::write(
+        &proxy.policy,
+        policy.replace("via: guarded, domains", "via: open, domains"),
+    )
+    .unwrap();
+    proxy.diary("reloaded");
+    for (name, is_cached) in [
+        ("clean.example", true),
+        ("also.example", false),
+        ("kept.example", false),
+    ] {
+        assert_holds(
+            &tunnel(&proxy, name),
+            &json!({"event.outcome": "success", "egress.dns.transport": "https", "egress.dns.cached": is_cached}),
+        );
+    }
+    // Squid writes a line when the tunnel has ended.
+    drop(proxy);
+    let deadline = Instant::now() + SOON;
+    loop {
+        let log = open.log();
+        let has = |address: SocketAddr| log.contains(&format!("CONNECT {address}"));
+        if has(doh.address) && has(plain.address) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

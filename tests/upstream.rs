@@ -16,7 +16,7 @@ const THEIRS: &str = "Basic Y2xpZW50OnNlY3JldA==";
 /// Everything through the upstream at `address`; with credentials where `auth` says so.
 fn through(address: SocketAddr, auth: bool, timeouts: &str) -> Proxy {
     let auth = if auth {
-        ", auth: {username: {file: user}, password: {file: password}}"
+        ", auth: {preemptive: true, username: {file: user}, password: {file: password}}"
     } else {
         ""
     };
@@ -226,25 +226,16 @@ fn every_refusal_of_an_upstream_has_its_cause() {
     use Reply::{IsSilent, Resets, Says};
     let basic = "HTTP/1.1 407 Auth\r\nProxy-Authenticate: Basic realm=\"corp\"\r\nContent-Length: 0\r\n\r\n";
     let both = "HTTP/1.1 407 Auth\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm=\"x, y\"\r\n\r\n";
-    let negotiate =
-        "HTTP/1.1 407 Auth\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n";
+    // No build speaks these.
+    let other =
+        "HTTP/1.1 407 Auth\r\nProxy-Authenticate: Bearer\r\nProxy-Authenticate: Hawk\r\n\r\n";
     for (reply, auth, cause, status) in [
         (Says(basic), false, "upstream.auth_required", 502),
         (Says(basic), true, "upstream.auth_rejected", 502),
         (Says(both), false, "upstream.auth_required", 502),
         (Says(both), true, "upstream.auth_rejected", 502),
-        (
-            Says(negotiate),
-            false,
-            "upstream.auth_scheme_unsupported",
-            502,
-        ),
-        (
-            Says(negotiate),
-            true,
-            "upstream.auth_scheme_unsupported",
-            502,
-        ),
+        (Says(other), false, "upstream.auth_scheme_unsupported", 502),
+        (Says(other), true, "upstream.auth_scheme_unsupported", 502),
         (
             Says("HTTP/1.1 403 Forbidden\r\n\r\n"),
             false,
@@ -368,7 +359,7 @@ fn every_refusal_of_an_upstream_has_its_cause() {
         (
             Says("HTTP/1.1 502 X\r\n\r\n"),
             false,
-            "upstream.reported.other",
+            "upstream.reported.unavailable",
             502,
         ),
         (
@@ -380,7 +371,7 @@ fn every_refusal_of_an_upstream_has_its_cause() {
         (
             Says("HTTP/1.1 404 X\r\n\r\n"),
             false,
-            "upstream.reported.other",
+            "upstream.reported.not_found",
             502,
         ),
         (

@@ -6,15 +6,57 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// As many as this process has CPUs.
 pub fn count() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A worker that was not seen at work for longer than this hangs.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+
+/// When a worker was last seen at work.
+#[derive(Debug)]
+pub(super) struct Beat {
+    start: Instant,
+    /// In milliseconds from the start.
+    last: AtomicU64,
+}
+
+impl Beat {
+    pub(super) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn beat(&self) {
+        self.last.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_recent(&self) -> bool {
+        let silence = self.now().saturating_sub(self.last.load(Ordering::Relaxed));
+        u128::from(silence) <= LONGEST_SILENCE.as_millis()
+    }
+}
+
+impl Default for Beat {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// What ends the workers, and who of them has not ended yet.

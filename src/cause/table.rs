@@ -1,4 +1,4 @@
-//! The list of causes: the only one. The record, the answer, `routecause explain --cause` and the README are read from it.
+//! The list of causes: the only one. The record, the answer, `routecause explain --cause` and docs/causes.md are read from it.
 //!
 //! A row: the kind, its id, the side behind it where no evidence says otherwise, the status where an answer is still
 //! possible, how sure it is, the error type of `Proxy-Status`, how it is told, and what to do.
@@ -13,14 +13,14 @@ causes! {
         "head or body of the request stopped arriving for the time limit",
         "the request did not arrive whole in time: mend the client or raise defaults.timeouts.head";
     ClientMalformedRequest: "client.malformed_request", Client, Some(400), Certain, Some("http_request_error"),
-        "what arrived cannot be read as an HTTP/1.1 request, or cannot be forwarded safely",
-        "the first bytes tell what the client speaks: this listener speaks HTTP/1.1";
+        "what arrived cannot be read as a request of HTTP/1.1 or SOCKS5, or cannot be forwarded safely",
+        "the first bytes tell what the client speaks: this listener speaks HTTP/1.1 and SOCKS5";
     ClientTlsToPlainPort: "client.tls_to_plain_port", Client, None, Certain, Some("http_request_error"),
         "the first bytes are a TLS handshake",
         "the proxy variable must start with http://, since this listener does not speak TLS";
     ClientSocksToHttpPort: "client.socks_to_http_port", Client, None, Certain, Some("http_request_error"),
-        "the first byte is a SOCKS greeting",
-        "the proxy variable says socks; this listener speaks HTTP: write http://";
+        "the first byte is a SOCKS4 greeting",
+        "the proxy variable says socks4; this listener speaks HTTP and SOCKS5: write http:// or socks5h://";
     ClientH2Preface: "client.h2_preface", Client, Some(505), Certain, Some("http_request_error"),
         "the first bytes are the preface of HTTP/2",
         "this listener speaks HTTP/1.1 only";
@@ -30,6 +30,18 @@ causes! {
     ClientHeaderTooLarge: "client.header_too_large", Client, Some(431), Certain, Some("http_request_error"),
         "the head is longer, or has more fields, than the limit",
         "the request's head is over the limit of 64 KiB or 100 fields";
+    ClientPlainToTlsPort: "client.plain_to_tls_port", Client, Some(400), Certain, Some("http_request_error"),
+        "the first byte is that of no TLS handshake, on a listener that speaks TLS",
+        "the proxy variable must start with https://, since this listener speaks TLS";
+    ClientTlsFailed: "client.tls_failed", Client, None, Certain, Some("http_request_error"),
+        "the TLS handshake with a listener of this proxy failed",
+        "the message names what the client and this listener do not agree on, or what the client finds wrong with its certificate";
+    ClientAuthRequired: "client.auth_required", Client, Some(407), Certain, Some("http_request_error"),
+        "no credentials for this proxy, where server.auth wants some; or no client certificate, where the listener does",
+        "put user and password into the proxy variable, as in http://user:password@proxy:3128";
+    ClientAuthFailed: "client.auth_failed", Client, Some(407), Certain, Some("http_request_error"),
+        "there is no such user, or the password is another; or no authority of the listener signed the client's certificate",
+        "look at user and password in the proxy variable, and at the file that server.auth names";
     ClientGaveUpDns: "client.gave_up.dns", Client, Some(499), Certain, None,
         "the client closed or reset its connection while the name was looked up",
         "the client left while the name was looked up: its timer is shorter than defaults.timeouts.dns";
@@ -64,6 +76,13 @@ causes! {
     PolicyDeniedPort: "policy.denied.port", Proxy, Some(403), Certain, Some("http_request_denied"),
         "the port is on the never-list, or not in guards.connect_ports",
         "the port is refused: a rule whose match names the port opens it";
+    PolicyDeniedSni: "policy.denied.sni", Proxy, Some(403), Certain, Some("http_request_denied"),
+        "a rule by SNI, ALPN or protocol blocks, or SNI names another host than the target (guards.sni_mismatch)",
+        "what comes first in the tunnel is refused, though its target is not: the message names the rule";
+
+    PolicyNoRoute: "policy.no_route", Proxy, Some(403), Certain, Some("destination_not_found"),
+        "a chain ended by off: none of its hops could serve the request, and nothing else may",
+        "the message names what each hop failed of: mend one of them, or take off out of the chain";
 
     ProxyLoop: "proxy.loop", Proxy, Some(508), Certain, Some("proxy_loop_detected"),
         "our own name stands in Via, or the target is one of our listeners",
@@ -71,6 +90,21 @@ causes! {
     ProxyLimitConnections: "proxy.limit.connections", Proxy, Some(503), Certain, Some("connection_limit_reached"),
         "as many connections are open as the limit allows",
         "raise server.limits.connections or --limits, and ulimit -n with it";
+    ProxyLimitClient: "proxy.limit.client", Proxy, Some(429), Certain, Some("connection_limit_reached"),
+        "as many connections of one client's address are open as the limit allows",
+        "raise server.limits.per_client, or look at what that client does";
+    ProxyLimitTarget: "proxy.limit.target", Proxy, Some(503), Certain, Some("connection_limit_reached"),
+        "as many requests to one target are under way as the limit allows",
+        "raise server.limits.per_target, or look who asks so much of it";
+    ProxyLimitRate: "proxy.limit.rate", Proxy, Some(429), Certain, Some("http_request_error"),
+        "one client's address began more requests in a second than the limit allows",
+        "raise server.limits.rate, or let the client wait";
+    ProxyLimitLookups: "proxy.limit.lookups", Proxy, Some(503), Certain, Some("proxy_internal_error"),
+        "256 names were being looked up, and no room came up within the time limit",
+        "the name servers are too slow for so many names: look at egress.timing.dns_ms, and ask faster ones";
+    ProxyLimitUpstream: "proxy.limit.upstream", Proxy, Some(503), Certain, Some("connection_limit_reached"),
+        "as many connections to the upstream are open as its limits.connections allows",
+        "raise limits.connections of the upstream, or look who keeps so many tunnels open";
     ProxyResourceFd: "proxy.resource.fd", Proxy, Some(503), Certain, Some("proxy_internal_error"),
         "EMFILE or ENFILE",
         "no file descriptor is left: raise ulimit -n";
@@ -101,10 +135,10 @@ causes! {
 
     DnsTimeout: "dns.timeout", Network, Some(504), Certain, Some("dns_timeout"),
         "no name server answered within the time limit",
-        "no name server answered: it is down, or port 53 is filtered";
+        "no name server answered: it is down, or port 53 is filtered: ask another one by TLS or HTTP (dns.servers)";
     DnsServerUnreachable: "dns.server_unreachable", Network, Some(502), Certain, Some("dns_error"),
         "every name server's port is closed or unreachable, or none is configured",
-        "no name server can be reached: look at /etc/resolv.conf";
+        "no name server can be reached: look at /etc/resolv.conf, or dns.servers";
     DnsNxdomain: "dns.nxdomain", Network, Some(502), Certain, Some("dns_error"),
         "response code NXDOMAIN",
         "the name does not exist: check its spelling; an internal name needs the internal resolver";
@@ -139,8 +173,11 @@ causes! {
         "two answers with different data came for one question, and the addresses of the first failed",
         "answers are injected on the way: let an upstream resolve, or pin the name";
     DnsKnownForged: "dns.known_forged", Network, Some(502), Strong, Some("dns_error"),
-        "an AAAA record in 2001::/32, where no public server is, and it cannot be used",
-        "the answer is forged: let an upstream resolve, or pin the name";
+        "an address of dns.bogus; or an AAAA record in 2001::/32, where no public server is, and it cannot be used",
+        "the answer is forged: ask another name server (DoH), let an upstream resolve, or pin the name";
+    DnsDohBlocked: "dns.doh_blocked", Network, Some(502), Certain, Some("dns_error"),
+        "a name server that is asked by TLS or HTTP cannot be: no connection, another certificate, an HTTP status but 2xx",
+        "it says nothing of the name: try another such server, or reach this one through an upstream (via)";
 
     ConnectTimeout: "connect.timeout", Network, Some(504), Certain, Some("connection_timeout"),
         "SYNs were sent and nothing came back within the time limit",
@@ -183,40 +220,46 @@ causes! {
         "this host does not speak that address family";
 
     UpstreamAuthRequired: "upstream.auth_required", Upstream, Some(502), Certain, Some("http_request_error"),
-        "407, and we had sent no credentials",
+        "407, or a SOCKS server that wants a login, and the policy has none",
         "the upstream proxy wants credentials: set auth for it in the policy";
     UpstreamAuthRejected: "upstream.auth_rejected", Upstream, Some(502), Certain, Some("http_request_error"),
-        "407 behind our credentials",
+        "407, or 401 to CONNECT, behind our credentials, or a SOCKS server that refuses them; they are held back for a minute then",
         "the upstream proxy refused our credentials: wrong or expired password";
     UpstreamAuthSchemeUnsupported: "upstream.auth_scheme_unsupported", Upstream, Some(502), Certain, Some("http_request_error"),
-        "407 without a scheme that we speak",
-        "the upstream proxy offers only authentication schemes that this version does not speak";
+        "407 without a scheme that the policy lists and this build speaks",
+        "the upstream proxy offers only authentication schemes that may not be used: add one to auth.schemes";
+    UpstreamAuthUnavailable: "upstream.auth_unavailable", Upstream, Some(502), Certain, Some("http_request_error"),
+        "407, and a file or program gives no credentials, or there is no Kerberos ticket",
+        "our credentials for the upstream proxy cannot be had: look at the file, the program, or klist";
     UpstreamDenied: "upstream.denied", Upstream, Some(403), Certain, Some("http_request_denied"),
-        "403 or 451, or a Proxy-Status or X-Squid-Error that says denied",
+        "403 or 451, SOCKS reply 2, or a Proxy-Status or X-Squid-Error that says denied",
         "the upstream proxy's policy forbids it: ask its owner for the host, or route it another way";
     UpstreamPortDenied: "upstream.port_denied", Upstream, Some(403), Strong, Some("http_request_denied"),
         "403 for a port other than 443, while 443 of the same host passed lately",
         "the upstream proxy allows CONNECT to port 443 only";
     UpstreamConnectUnsupported: "upstream.connect_unsupported", Upstream, Some(502), Certain, Some("http_upgrade_failed"),
-        "400, 405 or 501 to CONNECT",
+        "400, 405 or 501 to CONNECT, or SOCKS reply 7",
         "the upstream does not know CONNECT: is it a mirror or a reverse proxy?";
     UpstreamReportedDns: "upstream.reported.dns", Upstream, Some(502), Strong, Some("dns_error"),
         "the upstream's Proxy-Status or X-Squid-Error names a DNS error",
         "the upstream proxy could not resolve the target";
+    UpstreamReportedNotFound: "upstream.reported.not_found", Upstream, Some(502), Strong, Some("destination_not_found"),
+        "404 or 410 to CONNECT, or a Proxy-Status of destination_not_found",
+        "the upstream proxy says that there is no such target";
     UpstreamReportedConnect: "upstream.reported.connect", Upstream, Some(502), Strong, Some("connection_refused"),
-        "the same names a connection that failed",
+        "the same names a connection that failed; SOCKS replies 3 to 5",
         "the upstream proxy could not connect to the target";
     UpstreamReportedTimeout: "upstream.reported.timeout", Upstream, Some(504), Strong, Some("connection_timeout"),
-        "the same names a timeout, or the status is 504",
+        "the same names a timeout, or the status is 504; SOCKS reply 6",
         "the upstream proxy waited in vain for the target";
     UpstreamReportedTls: "upstream.reported.tls", Upstream, Some(502), Strong, Some("tls_protocol_error"),
         "the same names a TLS error",
         "the upstream proxy failed to shake hands with the target";
     UpstreamReportedUnavailable: "upstream.reported.unavailable", Upstream, Some(503), Strong, Some("destination_unavailable"),
-        "the same names an unavailable target, or the status is 503",
+        "the same names an unavailable target, or the status is 502 or 503",
         "the upstream proxy says that the target, or itself, is unavailable";
     UpstreamReportedOther: "upstream.reported.other", Upstream, Some(502), Strong, Some("proxy_internal_error"),
-        "any other failing status",
+        "any other failing status or SOCKS reply",
         "the upstream proxy answered CONNECT with an error of its own";
     UpstreamRateLimited: "upstream.rate_limited", Upstream, Some(503), Certain, Some("http_request_error"),
         "429",
@@ -234,11 +277,23 @@ causes! {
         "a RST before a status",
         "the upstream proxy reset the connection: a TLS-only port, or our address is not allowed";
     UpstreamMalformedReply: "upstream.malformed_reply", Upstream, Some(502), Certain, Some("http_protocol_error"),
-        "what came is no HTTP, or its head is over the limit",
+        "what came is no HTTP, or no SOCKS 5, or its head is over the limit",
         "the upstream does not answer in HTTP: its scheme or port is wrong";
     UpstreamLoop: "upstream.loop", Upstream, Some(508), Certain, Some("proxy_loop_detected"),
         "508",
         "the upstream proxy found a loop: it sends requests back to us";
+    UpstreamPacFailed: "upstream.pac_failed", Upstream, Some(502), Certain, Some("proxy_configuration_error"),
+        "the script of a PAC file throws, takes too long or too much, or names no way that is understood",
+        "the message says where the script fails: mend it, or route the host without it";
+    UpstreamCircuitOpen: "upstream.circuit_open", Upstream, Some(503), Certain, Some("destination_unavailable"),
+        "the upstream failed as often in a row as its health allows: passed over without a try",
+        "the message names the last failure and says when the upstream is tried again: look at the upstream, or at its health in the policy";
+    UpstreamDrained: "upstream.drained", Proxy, Some(503), Certain, Some("destination_unavailable"),
+        "somebody who runs the proxy took the upstream out of use: passed over without a try",
+        "enable the upstream again through the admin API";
+    UpstreamAllDown: "upstream.all_down", Upstream, Some(503), Certain, Some("destination_unavailable"),
+        "no member of a group that was tried could be reached, or the circuits of all are open",
+        "the message names what each member failed of: mend one of them, or add one that works";
 
     TlsClientSilent: "tls.client_silent", Client, None, Certain, None,
         "neither side sent a byte behind the 200 until the end",
@@ -398,9 +453,15 @@ causes! {
     TunnelIdleTimeout: "tunnel.idle_timeout", Proxy, None, Certain, None,
         "the idle limit passed, and nothing says that either side was waited for",
         "no byte passed for defaults.timeouts.idle, or for a minute once one side had ended: raise timeouts.idle for this rule";
+    TunnelMaxDuration: "tunnel.max_duration", Proxy, None, Certain, None,
+        "the tunnel was open for as long as the policy lets it be",
+        "the client must ask anew, or timeouts.max_duration be raised for this rule";
     TunnelShutdown: "tunnel.shutdown", Proxy, None, Certain, None,
         "the process ended, or its drain limit passed, while the tunnel was open",
         "the proxy ended while the tunnel was open";
+    TunnelKilled: "tunnel.killed", Proxy, None, Certain, None,
+        "the tunnel was cut through the admin API",
+        "somebody who runs the proxy cut the tunnel";
 
     CloseClientFin: "close.client_fin", Client, None, Certain, None,
         "the client's FIN came first",

@@ -1,14 +1,38 @@
 //! `routecause check`
 
 use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
 
+use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{CheckArgs, exit, print, wants_colour};
+use super::{exit, print, replay, wants_colour};
 use crate::config::env::Environment;
-use crate::config::{self, Diagnostic, Loaded, Options, Outcome};
+use crate::config::{self, Diagnostic, Loaded, Options, Outcome, Told};
 use crate::policy::explain::Explanation;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CheckArgs {
+    /// The policy file; without it, the one that `serve` would run.
+    #[arg(value_name = "FILE")]
+    pub(in crate::cli) file: Option<PathBuf>,
+    /// The same, as `serve` takes it.
+    #[arg(
+        long = "policy",
+        value_name = "FILE",
+        env = "ROUTECAUSE_POLICY",
+        conflicts_with = "file",
+        hide = true
+    )]
+    pub(in crate::cli) policy: Option<PathBuf>,
+    /// Decide the requests of these record logs again, and print only what changes; - for standard input.
+    #[arg(long, value_name = "RECORDS", num_args = 1..)]
+    pub(in crate::cli) against: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -16,21 +40,11 @@ struct Checked<'a> {
     schema: &'static str,
     policy: String,
     is_usable: bool,
-    diagnostics: Vec<Told<'a>>,
+    diagnostics: Vec<Told>,
+    /// The faults that are at work.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    faults: &'a [String],
     tests: Vec<Tested<'a>>,
-}
-
-#[derive(Serialize)]
-struct Told<'a> {
-    severity: &'static str,
-    file: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    line: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    column: Option<usize>,
-    message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    help: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -39,28 +53,42 @@ struct Tested<'a> {
     passed: bool,
     got: &'a Explanation,
     #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<Told<'a>>,
+    failure: Option<Told>,
 }
 
 pub(super) fn run(args: &CheckArgs, env: &Environment) -> u8 {
     let file = args.file.as_deref().or(args.policy.as_deref());
     let source = config::locate(file, env);
     let now = Timestamp::now();
-    let (diagnostics, outcomes, is_usable) = match config::load(&source, env, &Options::check(now))
-    {
+    let loaded = config::load(&source, env, &Options::check(now));
+    if let (false, Ok(loaded)) = (args.against.is_empty(), &loaded) {
+        let name = source.to_string();
+        return replay::run(
+            &args.against,
+            &loaded.policy,
+            &loaded.server,
+            name,
+            args.json,
+        );
+    }
+    let (diagnostics, outcomes, faults, is_usable) = match loaded {
         Ok(Loaded {
-            trials, warnings, ..
+            policy,
+            trials,
+            warnings,
+            ..
         }) => {
             let outcomes: Vec<Outcome> = trials.iter().map(|trial| trial.run(now)).collect();
-            (warnings, outcomes, true)
+            let faults: Vec<String> = policy.faults().into_iter().map(str::to_owned).collect();
+            (warnings, outcomes, faults, true)
         }
-        Err(report) => (report.diagnostics, Vec::new(), false),
+        Err(report) => (report.diagnostics, Vec::new(), Vec::new(), false),
     };
     let policy = source.to_string();
     if args.json {
-        print_json(policy, &diagnostics, &outcomes, is_usable);
+        print_json(policy, &diagnostics, &faults, &outcomes, is_usable);
     } else {
-        print_text(&policy, &diagnostics, &outcomes, env);
+        print_text(&policy, &diagnostics, &faults, &outcomes, env);
     }
     match is_usable {
         false => exit::BAD_POLICY,
@@ -69,19 +97,26 @@ pub(super) fn run(args: &CheckArgs, env: &Environment) -> u8 {
     }
 }
 
-fn print_json(policy: String, diagnostics: &[Diagnostic], outcomes: &[Outcome], is_usable: bool) {
-    let diagnostics = diagnostics.iter().map(told).collect();
+fn print_json(
+    policy: String,
+    diagnostics: &[Diagnostic],
+    faults: &[String],
+    outcomes: &[Outcome],
+    is_usable: bool,
+) {
+    let diagnostics = diagnostics.iter().map(Diagnostic::told).collect();
     let tests = outcomes.iter().map(|outcome| Tested {
         test: &outcome.name,
         passed: outcome.passed(),
         got: &outcome.explanation,
-        failure: outcome.failure.as_ref().map(told),
+        failure: outcome.failure.as_ref().map(Diagnostic::told),
     });
     let checked = Checked {
         schema: "routecause.check/1",
         policy,
         is_usable,
         diagnostics,
+        faults,
         tests: tests.collect(),
     };
     match serde_json::to_string_pretty(&checked) {
@@ -90,18 +125,13 @@ fn print_json(policy: String, diagnostics: &[Diagnostic], outcomes: &[Outcome], 
     }
 }
 
-fn told(diagnostic: &Diagnostic) -> Told<'_> {
-    Told {
-        severity: diagnostic.severity.as_str(),
-        file: &diagnostic.file,
-        line: diagnostic.place.map(|place| place.line),
-        column: diagnostic.place.map(|place| place.column),
-        message: &diagnostic.message,
-        help: diagnostic.help.as_deref(),
-    }
-}
-
-fn print_text(policy: &str, diagnostics: &[Diagnostic], outcomes: &[Outcome], env: &Environment) {
+fn print_text(
+    policy: &str,
+    diagnostics: &[Diagnostic],
+    faults: &[String],
+    outcomes: &[Outcome],
+    env: &Environment,
+) {
     let is_coloured = io::stderr().is_terminal() && wants_colour(env);
     let failures = outcomes
         .iter()
@@ -130,5 +160,9 @@ fn print_text(policy: &str, diagnostics: &[Diagnostic], outcomes: &[Outcome], en
         all if all == passed => format!("{} passed", tell(all, "test")),
         all => format!("{} of {} failed", all - passed, tell(all, "test")),
     };
-    print(&format!("{policy}: {mistakes}, {tests}\n"));
+    let faults = match faults {
+        [] => String::new(),
+        faults => format!("; it injects faults: {}", faults.join(", ")),
+    };
+    print(&format!("{policy}: {mistakes}, {tests}{faults}\n"));
 }

@@ -1,29 +1,82 @@
 //! `routecause explain`
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, Uri};
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::{ExplainArgs, exit, print};
-use crate::client::Client;
+use super::{PolicyArg, exit, print};
+use crate::app::explain::{Asked, Asker, Found, walk};
 use crate::config::env::Environment;
-use crate::config::{self, Loaded, Options};
+use crate::config::{self, DEFAULT_LISTEN, ListenAt, Listener, Loaded, Options};
 use crate::exchange::Trail;
 use crate::net::resolve::Resolver;
-use crate::policy::explain::{Explanation, NoProxyVerdict, explain};
+use crate::policy::Policy;
+use crate::policy::dns::AskId;
+use crate::policy::explain::{NoProxyVerdict, Outcome};
+use crate::policy::flight::Flight;
 use crate::policy::no_proxy::{Dialect, NoProxy};
-use crate::policy::{Lookup, Policy, Query, Scheme};
-use crate::route::Names;
+use crate::route::assemble::assemble;
+use crate::route::health;
 use crate::target::Target;
 
-/// What is asked for.
-struct Asked {
-    scheme: Scheme,
-    method: Method,
-    target: Target,
-    path: Option<String>,
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ExplainArgs {
+    #[command(flatten)]
+    pub(in crate::cli) policy: PolicyArg,
+    /// Print JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+    /// The client that asks.
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub(in crate::cli) client: IpAddr,
+    /// The user name that it gives, with its label where the policy's `labels` says so.
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) user: Option<String>,
+    /// The request's label.
+    #[arg(long, value_name = "LABEL")]
+    pub(in crate::cli) label: Option<String>,
+    /// The listener that it comes by.
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) listener: Option<String>,
+    /// The name in the SNI of the tunnel. Without --sni, --alpn and --proto a tunnel begins as its port lets expect: 443
+    /// with TLS and the target's name, 80 with HTTP, 22 with SSH, any other with nothing.
+    #[arg(long, value_name = "NAME", conflicts_with = "cause")]
+    pub(in crate::cli) sni: Option<String>,
+    /// A protocol that its ClientHello offers, as in h2; may be repeated.
+    #[arg(long, value_name = "PROTOCOL", conflicts_with = "cause")]
+    pub(in crate::cli) alpn: Vec<String>,
+    /// What is spoken in it.
+    #[arg(long, value_name = "PROTO", conflicts_with = "cause")]
+    pub(in crate::cli) proto: Option<Proto>,
+    /// Judge this list alone as well, by the same rules as `no_proxy` in a policy; with --as, in place of `NO_PROXY`.
+    #[arg(long, value_name = "LIST")]
+    pub(in crate::cli) no_proxy: Option<String>,
+    /// Say instead what these clients would do with the URL and the proxy variables of this environment: `all`, or some of
+    /// go, curl, wget, python, requests, httpx, aiohttp, ruby, node, java, rust.
+    #[arg(long = "as", value_name = "CLIENT", value_delimiter = ',', conflicts_with_all = ["cause", "client", "sni", "alpn", "proto"])]
+    pub(in crate::cli) clients: Vec<String>,
+    /// What is asked for: `http://…` as a plain request, `https://…` or `host:port` as a CONNECT.
+    #[arg(value_name = "URL|HOST:PORT", required_unless_present = "cause")]
+    pub(in crate::cli) target: Option<String>,
+    /// Say what a cause means, how it is told and what to do: an id such as `connect.timeout`, the beginning of some such
+    /// as `tls`, or `all`.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["target", "client", "no_proxy"])]
+    pub(in crate::cli) cause: Option<String>,
+}
+
+/// What is spoken in a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Proto {
+    /// TLS.
+    Tls,
+    /// HTTP without TLS.
+    Http,
+    /// SSH.
+    Ssh,
+    /// Anything else.
+    Other,
 }
 
 pub(super) fn run(args: &ExplainArgs, env: &Environment) -> u8 {
@@ -37,14 +90,34 @@ pub(super) fn run(args: &ExplainArgs, env: &Environment) -> u8 {
         }
     };
     let source = config::locate(args.policy.policy.as_deref(), env);
-    let policy = match config::load(&source, env, &Options::check(Timestamp::now())) {
-        Ok(Loaded { policy, .. }) => Arc::new(policy),
+    let (policy, server) = match config::load(&source, env, &Options::check(Timestamp::now())) {
+        Ok(Loaded { policy, server, .. }) => (Arc::new(policy), server),
         Err(report) => {
             say!("{}", report.render(false));
             return exit::BAD_POLICY;
         }
     };
-    let mut explanation = match walk(&policy, &asked, args.client) {
+    let listeners = server.listen.unwrap_or_else(|| vec![usual_listener()]);
+    let wanted = args.listener.as_deref();
+    let Some(listener) = (listeners.iter()).find(|l| wanted.is_none_or(|name| *name == *l.name))
+    else {
+        let names: Vec<_> = listeners.iter().map(|l| &*l.name).collect();
+        say!("error: --listener: the listeners are {}", names.join(", "));
+        return exit::USAGE;
+    };
+    let asker = Asker {
+        address: args.client,
+        user: args.user.as_deref(),
+        label: args.label.as_deref(),
+        listener,
+    };
+    let mut explanation = match walk(
+        &policy,
+        &asked,
+        &asker,
+        &flight(args, &asked.target),
+        |dns| look_up(&policy, &asked.target, dns),
+    ) {
         Ok(explanation) => explanation,
         Err(error) => {
             say!("error: {error:#}");
@@ -72,104 +145,53 @@ pub(super) fn run(args: &ExplainArgs, env: &Environment) -> u8 {
     0
 }
 
-impl Asked {
-    /// `http://…` is a plain request; `https://…` and `host:port` are a CONNECT.
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        let Some((scheme, rest)) = text.split_once("://") else {
-            let target = Target::from_authority(text)?;
-            return Ok(Self {
-                scheme: Scheme::Connect,
-                method: Method::CONNECT,
-                target,
-                path: None,
-            });
-        };
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-        match scheme.to_ascii_lowercase().as_str() {
-            "http" => {
-                let target = with_port(authority, 80)?;
-                let uri: Option<Uri> = rest
-                    .get(authority.len()..)
-                    .and_then(|path| path.parse().ok());
-                let path = uri.and_then(|uri| Some(uri.path_and_query()?.as_str().to_owned()));
-                let path = Some(path.unwrap_or_else(|| "/".to_owned()));
-                Ok(Self {
-                    scheme: Scheme::Http,
-                    method: Method::GET,
-                    target,
-                    path,
-                })
-            }
-            "https" => {
-                let target = with_port(authority, 443)?;
-                Ok(Self {
-                    scheme: Scheme::Connect,
-                    method: Method::CONNECT,
-                    target,
-                    path: None,
-                })
-            }
-            other => anyhow::bail!(
-                "scheme {other:?} is not asked of a proxy; write http://…, https://… or host:port"
-            ),
-        }
-    }
+fn usual_listener() -> Listener {
+    Listener::plain(0, ListenAt::Tcp(DEFAULT_LISTEN))
 }
 
-fn with_port(authority: &str, default: u16) -> anyhow::Result<Target> {
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
-    let spelled = if has_port {
-        authority.to_owned()
-    } else {
-        format!("{authority}:{default}")
+/// What a policy decides for a client on this machine.
+pub(super) fn decision(policy: &Arc<Policy>, asked: &Asked) -> anyhow::Result<Outcome> {
+    let asker = Asker {
+        address: Ipv4Addr::LOCALHOST.into(),
+        user: None,
+        label: None,
+        listener: &usual_listener(),
     };
-    Ok(Target::from_authority(&spelled)?)
+    let flight = Flight::usual(&asked.target);
+    let look_up = |dns| look_up(policy, &asked.target, dns);
+    Ok(walk(policy, asked, &asker, &flight, look_up)?.decision)
 }
 
-/// Walks as the proxy would, looking the name up where a rule asks for it.
-fn walk(policy: &Arc<Policy>, asked: &Asked, client: IpAddr) -> anyhow::Result<Explanation> {
-    let client = Client {
-        peer: SocketAddr::new(client, 0),
-        local: policy
-            .guards
-            .own
-            .first()
-            .copied()
-            .unwrap_or(config::DEFAULT_LISTEN),
-        listener: "proxy".into(),
-    };
-    let is_plain = asked.scheme == Scheme::Http;
-    let headers = HeaderMap::new();
-    let mut query = Query {
-        client: &client,
-        scheme: asked.scheme,
-        method: &asked.method,
-        target: &asked.target,
-        path: asked.path.as_deref(),
-        headers: is_plain.then_some(&headers),
-        addresses: None,
-        now: Timestamp::now(),
-    };
-    if let Ok(explanation) = explain(policy, &query) {
-        return Ok(explanation);
-    }
+/// Looks a target's name up, as the proxy would.
+fn look_up(policy: &Arc<Policy>, target: &Target, dns: Option<AskId>) -> anyhow::Result<Found> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let found = runtime.block_on(async {
-        let names = Names::new(policy.clone(), Arc::new(Resolver::from_system()));
+        let health = health::of_policy(policy, &[]);
+        let (names, _ways) = assemble(policy, &Resolver::from_system(), &health, None);
+        let names = names.of_target(&target.host, dns);
         names
-            .lookup(&asked.target.host, policy.timeouts.dns, &Trail::default())
+            .lookup(&target.host, policy.timeouts.dns, &Trail::default())
             .await
     });
-    query.addresses = Some(match &found {
-        Ok(addresses) => Lookup::Found(addresses),
-        Err(error) => {
-            say!("warning: {}", crate::failure::chain(error));
-            Lookup::Failed
+    if let Err(error) = &found {
+        say!("warning: {}", crate::failure::chain(error));
+    }
+    Ok(found)
+}
+
+/// What comes first in the tunnel: as the flags say, else what the port lets expect.
+fn flight(args: &ExplainArgs, target: &Target) -> Flight {
+    let is_told = args.sni.is_some() || !args.alpn.is_empty();
+    match args.proto {
+        None if !is_told => Flight::usual(target),
+        None | Some(Proto::Tls) => {
+            let name = args.sni.as_deref().or(target.host.name());
+            Flight::tls(name, args.alpn.iter().map(String::as_str))
         }
-    });
-    explain(policy, &query).map_err(|needs| anyhow::anyhow!("the walk asks for {needs:?} twice"))
+        Some(Proto::Http) => Flight::Http,
+        Some(Proto::Ssh) => Flight::Ssh,
+        Some(Proto::Other) => Flight::Other,
+    }
 }

@@ -1,10 +1,25 @@
 //! `routecause schema`
 
+use clap::{Args, ValueEnum};
 use schemars::generate::SchemaSettings;
 
-use super::{SchemaOf, exit, print};
+use super::{exit, print};
 use crate::config;
 use crate::record::Record;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SchemaArgs {
+    /// Of what.
+    pub(in crate::cli) of: SchemaOf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(in crate::cli) enum SchemaOf {
+    /// The policy file.
+    Policy,
+    /// The record of a request.
+    Record,
+}
 
 pub(super) fn run(of: SchemaOf) -> u8 {
     let schema = match of {

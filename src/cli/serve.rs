@@ -1,47 +1,70 @@
 //! `routecause serve`
 
-use std::cell::RefCell;
+pub(super) mod args;
+mod keeper;
+mod telling;
+
+use std::fmt;
 use std::io::{self, IsTerminal as _};
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use jiff::Timestamp;
+use listenfd::ListenFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::sync::mpsc;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::{EnvFilter, reload};
 
-use super::{LogFormat, ServeArgs, exit, wants_colour};
-use crate::app::reload::Watch;
-use crate::app::{App, Bound, Settings, StartError, default_connections, workers};
+use args::ServeArgs;
+use keeper::{Keeper, watch_over};
+
+use super::{ADMIN_TOKEN, exit, wants_colour};
+use crate::admin::{self, BindError, Diary, Linted, Station};
+use crate::app::bound::Bound;
+use crate::app::reload::Standing;
+use crate::app::{AdminSettings, App, Settings, StartError, default_connections, systemd, workers};
 use crate::config::env::Environment;
-use crate::config::{self, DEFAULT_LISTEN, Loaded, Options, Report, ServerSettings, Source};
+use crate::config::otlp::OtlpError;
+use crate::config::{
+    self, AdminAddress, DEFAULT_ADMIN, DEFAULT_LISTEN, Limits, ListenAt, Listener, Loaded, Options,
+    Report, ServerSettings, Source, TokenSource,
+};
 use crate::failure::chain;
 use crate::net::resolve::Resolver;
-use crate::observe::log::{Form, Log, form_of_stdout};
+use crate::observe::Observe;
+use crate::observe::board::Keep as _;
 use crate::policy::{Action, Policy, RouteId, RouteSpec};
 
 /// The last records have this long to be written.
-const LAST_RECORDS: Duration = Duration::from_secs(3);
+pub(super) const LAST_RECORDS: Duration = Duration::from_secs(3);
 
 /// How long open tunnels have when nobody says otherwise.
 const DRAIN: Duration = Duration::from_secs(30);
+
+/// A policy whose files change while they are read is read again so often.
+const MOST_ROUNDS: usize = 3;
 
 /// Why `serve` ends before it has begun.
 enum Refusal {
     Policy(Report),
     Start(StartError),
+    Admin(BindError),
+    Otlp(String),
     Other(anyhow::Error),
 }
 
 pub(super) fn run(args: &ServeArgs, env: &Environment) -> u8 {
-    write_diary(env);
+    let diary = write_diary(env, "info");
+    // Before there are threads: it takes variables out of the environment.
+    let mut passed = ListenFd::from_env();
     let is_coloured = io::stderr().is_terminal() && wants_colour(env);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let served = match runtime {
-        Ok(runtime) => runtime.block_on(serve(args, env, is_coloured)),
+        Ok(runtime) => runtime.block_on(serve(args, env, &mut passed, diary, is_coloured)),
         Err(error) => Err(Refusal::Other(
             anyhow::Error::new(error).context("start the runtime"),
         )),
@@ -52,23 +75,26 @@ pub(super) fn run(args: &ServeArgs, env: &Environment) -> u8 {
             say!("{}", report.render(is_coloured));
             exit::BAD_POLICY
         }
-        Err(Refusal::Start(error)) => {
+        Err(Refusal::Start(error)) => exit_of_start(&error),
+        Err(Refusal::Admin(error)) => {
             let remedy = match &error {
-                StartError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-                    "; choose another address with --listen, as in --listen 127.0.0.1:3130"
-                }
-                StartError::Bind { .. } | StartError::Open { .. } => "",
+                BindError::Listen { .. } => "; choose another address with --admin, or --admin off",
+                BindError::Open(_) | BindError::Token(_) => "",
             };
             say!("error: {}{remedy}", chain(&error));
             match &error {
-                StartError::Open { .. } => exit::BAD_POLICY,
-                StartError::Bind { source, .. }
+                BindError::Open(_) | BindError::Token(_) => exit::BAD_POLICY,
+                BindError::Listen { source, .. }
                     if source.kind() == io::ErrorKind::PermissionDenied =>
                 {
                     exit::NO_PERMISSION
                 }
-                StartError::Bind { .. } => exit::UNAVAILABLE,
+                BindError::Listen { .. } => exit::UNAVAILABLE,
             }
+        }
+        Err(Refusal::Otlp(error)) => {
+            say!("error: export by OTLP: {error}");
+            exit::BAD_POLICY
         }
         Err(Refusal::Other(error)) => {
             say!("error: {error:#}");
@@ -84,9 +110,27 @@ pub(super) fn run(args: &ServeArgs, env: &Environment) -> u8 {
     }
 }
 
-/// The diary of the process goes to stderr; `RUST_LOG` says how much of it.
-fn write_diary(env: &Environment) {
-    let filter = EnvFilter::try_new(env.get("RUST_LOG").unwrap_or("info"));
+/// Says why the proxy does not start.
+pub(super) fn exit_of_start(error: &StartError) -> u8 {
+    let remedy = match error {
+        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            "; choose another address with --listen, as in --listen 127.0.0.1:3130"
+        }
+        StartError::Bind { .. } | StartError::Open { .. } | StartError::Tls { .. } => "",
+    };
+    say!("error: {}{remedy}", chain(error));
+    match error {
+        StartError::Open { .. } | StartError::Tls { .. } => exit::BAD_POLICY,
+        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            exit::NO_PERMISSION
+        }
+        StartError::Bind { .. } => exit::UNAVAILABLE,
+    }
+}
+
+/// The diary of the process goes to stderr; `RUST_LOG` says how much of it, else `usual`.
+pub(super) fn write_diary(env: &Environment, usual: &str) -> Arc<dyn Diary> {
+    let filter = filter_of(env.get("RUST_LOG").unwrap_or(usual));
     let is_coloured = io::stderr().is_terminal() && wants_colour(env);
     let diary = tracing_subscriber::fmt()
         .with_writer(io::stderr)
@@ -94,59 +138,159 @@ fn write_diary(env: &Environment) {
         .with_target(false)
         // It would complain on the very stream that is broken, and die of it.
         .log_internal_errors(false)
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info")));
+        .with_env_filter(filter.or_else(|_| filter_of(usual)).unwrap_or_default())
+        .with_filter_reloading();
+    let handle = diary.reload_handle();
     // It is set already where a test runs the command inside its own process.
     let _ = diary.try_init();
+    Arc::new(OnStderr(handle))
 }
 
-async fn serve(args: &ServeArgs, env: &Environment, is_coloured: bool) -> Result<(), Refusal> {
+/// HTTP/2 would quote the fields of requests, passwords among them.
+const HTTP_2: &str = "h2=warn";
+
+/// What of the diary is written.
+fn filter_of(words: &str) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::try_new(words)?;
+    Ok(filter.add_directive(HTTP_2.parse()?))
+}
+
+/// The diary, whose filter can be changed.
+struct OnStderr<S>(reload::Handle<EnvFilter, S>);
+
+impl<S> fmt::Debug for OnStderr<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnStderr")
+    }
+}
+
+impl<S: 'static> Diary for OnStderr<S> {
+    fn filter(&self) -> String {
+        let told = self.0.with_current(EnvFilter::to_string);
+        let told = told.unwrap_or_default();
+        // It is ours.
+        let words = told.split(',').filter(|word| *word != HTTP_2);
+        words.collect::<Vec<_>>().join(",")
+    }
+
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        let filter = filter_of(filter).map_err(|error| error.to_string())?;
+        self.0.reload(filter).map_err(|error| error.to_string())
+    }
+}
+
+async fn serve(
+    args: &ServeArgs,
+    env: &Environment,
+    passed: &mut ListenFd,
+    diary: Arc<dyn Diary>,
+    is_coloured: bool,
+) -> Result<(), Refusal> {
+    let started = Timestamp::now();
     let source = config::locate(args.policy.policy.as_deref(), env);
-    let watched = match &source {
+    let mut watched = match &source {
         Source::File(path) => vec![path.clone()],
         Source::Embedded | Source::Text { .. } => Vec::new(),
     };
     // Watched before it is read, so that no change is missed; nobody hears of it where it cannot be read either.
-    let watch = Watch::of(&watched);
+    let mut watch = watch_over(&watched);
+    let mut loaded = load(&source, args, env).map_err(Refusal::Policy)?;
+    // What it includes is known only now.
+    for _ in 0..MOST_ROUNDS {
+        if loaded.files == watched {
+            break;
+        }
+        watched.clone_from(&loaded.files);
+        watch = watch_over(&watched);
+        loaded = load(&source, args, env).map_err(Refusal::Policy)?;
+    }
     let Loaded {
         policy,
         server,
         warnings,
         ..
-    } = load(&source, args, env).map_err(Refusal::Policy)?;
+    } = loaded;
     for warning in &warnings {
         say!("{}", warning.render(is_coloured));
     }
-    let settings = settings(args, &server);
-    let bound = Bound::bind(&settings, workers::count()).map_err(Refusal::Start)?;
-    let form = form(args, &server, settings.log_file.is_some(), env);
-    let log = match &settings.log_file {
-        Some(path) => Log::to_file(path, form).map_err(|error| Refusal::Other(error.into()))?,
-        None => Log::to_stdout(form),
+    let settings = settings(args, &server, env);
+    let settings = settings.map_err(|error| Refusal::Otlp(error.to_string()))?;
+    let bound = Bound::bind(&settings, workers::count(), passed).map_err(Refusal::Start)?;
+    let log = telling::log(args, &server, &settings, env)?;
+    let admin = admin::bind(&settings.admin, env).map_err(Refusal::Admin)?;
+    let board = telling::board(&log, &settings, admin.is_some(), env)?;
+    let observer: Arc<dyn Observe> = match &board {
+        Some(board) => board.clone(),
+        None => log.clone(),
     };
-    let log = Arc::new(log);
     let mut signals = Signals::new()
         .map_err(|error| Refusal::Other(anyhow::Error::new(error).context("listen for signals")))?;
     let app = App::start(
         bound,
         &settings,
         policy,
-        Resolver::from_system(),
-        log.clone(),
+        &Resolver::from_system(),
+        observer,
+        None,
     )
     .map_err(|error| Refusal::Other(anyhow::Error::new(error).context("start the workers")))?;
     greet(&app, &source);
+    let (keeper_of, mut wishes) = mpsc::channel(1);
+    let standing = Arc::<Standing>::default();
+    let admin = match (admin, &board) {
+        (Some(bound), Some(board)) => {
+            greet_admin(bound.address());
+            let listeners = settings.listen.iter().zip(app.places());
+            let station = Station {
+                proxy: app.proxy().clone(),
+                board: board.clone(),
+                listeners: listeners
+                    .map(|(listener, place)| Listener {
+                        address: place.clone(),
+                        ..listener.clone()
+                    })
+                    .collect(),
+                source: source.clone(),
+                standing: standing.clone(),
+                environment: env.clone(),
+                keeper: keeper_of,
+                diary,
+                closing: app.closing(),
+                started,
+                metrics_hosts: settings.admin.metrics_hosts,
+                lint: Linted::default(),
+                lab: None,
+            };
+            let served = bound.serve(station, Router::new());
+            let served = served.map_err(|error| {
+                Refusal::Other(anyhow::Error::new(error).context("start the admin listener"))
+            })?;
+            Some(served)
+        }
+        // The channel stays open, so that nobody wakes for its end.
+        (Some(_) | None, _) => None,
+    };
+    warn_of_faults(&app.policy());
     let keeper = Keeper {
         app: &app,
         source: &source,
         args,
         env,
         settings: &settings,
+        board: board.as_deref(),
         is_coloured,
-        complaint: RefCell::default(),
+        standing: &standing,
+        log: &log,
     };
-    keeper.keep(&mut signals, &watched, watch).await;
+    systemd::ready(&format!("policy {source}"));
+    keeper.keep(&mut signals, &mut wishes, watched, watch).await;
+    systemd::stopping();
     app.finish(signals.end()).await;
-    log.close(LAST_RECORDS);
+    drop(admin);
+    match &board {
+        Some(board) => board.close(LAST_RECORDS),
+        None => log.close(LAST_RECORDS),
+    }
     Ok(())
 }
 
@@ -157,23 +301,22 @@ fn load(source: &Source, args: &ServeArgs, env: &Environment) -> Result<Loaded, 
 }
 
 /// Flags and environment first, then the policy's `server` key, then the defaults.
-fn settings(args: &ServeArgs, server: &ServerSettings) -> Settings {
+fn settings(
+    args: &ServeArgs,
+    server: &ServerSettings,
+    env: &Environment,
+) -> Result<Settings, OtlpError> {
     let flags = args
         .listen
         .iter()
         .enumerate()
-        .map(|(at, address)| (name_of(at), *address));
-    let written = server
-        .listen
-        .iter()
-        .flatten()
-        .map(|listener| (listener.name.clone(), listener.address));
-    let mut listen: Vec<(Arc<str>, SocketAddr)> = flags.collect();
+        .map(|(at, address)| Listener::plain(at, address.clone()));
+    let mut listen: Vec<Listener> = flags.collect();
     if listen.is_empty() {
-        listen = written.collect();
+        listen.extend(server.listen.iter().flatten().cloned());
     }
     if listen.is_empty() {
-        listen.push((name_of(0), DEFAULT_LISTEN));
+        listen.push(Listener::plain(0, ListenAt::Tcp(DEFAULT_LISTEN)));
     }
     let allow_from = match (args.allow_from.as_slice(), &server.allow_from) {
         ([], Some(written)) => written.clone(),
@@ -183,40 +326,40 @@ fn settings(args: &ServeArgs, server: &ServerSettings) -> Settings {
         .name
         .clone()
         .or_else(|| server.name.as_deref().map(str::to_owned));
-    Settings {
+    let given = args.limits.iter().copied();
+    let limits = given.fold(Limits::default(), Limits::or).or(server.limits);
+    Ok(Settings {
         listen,
         allow_from,
         name: name.unwrap_or_else(|| "routecause".to_owned()),
         drain_timeout: args.drain_timeout.or(server.drain_timeout).unwrap_or(DRAIN),
-        connections: args
-            .limits
-            .or(server.connections)
-            .unwrap_or_else(default_connections),
+        users: server.users.clone(),
+        limits: Limits {
+            connections: Some(limits.connections.unwrap_or_else(default_connections)),
+            ..limits
+        },
         log_format: server.log_format,
         log_file: args.log_file.clone().or_else(|| server.log_file.clone()),
-    }
+        admin: admin_settings(args, server, env),
+        otlp: telling::otlp(args, server, env)?,
+    })
 }
 
-fn name_of(at: usize) -> Arc<str> {
-    if at == 0 {
-        "proxy".into()
-    } else {
-        format!("proxy-{}", at + 1).into()
-    }
-}
-
-fn form(args: &ServeArgs, server: &ServerSettings, is_file: bool, env: &Environment) -> Form {
-    let written = server.log_format.map(|format| match format {
-        config::LogFormat::Json => LogFormat::Json,
-        config::LogFormat::Text => LogFormat::Text,
-    });
-    let on_stdout = form_of_stdout(!wants_colour(env));
-    match (args.log_format.or(written), on_stdout) {
-        (Some(LogFormat::Json), _) => Form::Json,
-        (Some(LogFormat::Text), Form::Text { colour }) if !is_file => Form::Text { colour },
-        (Some(LogFormat::Text), _) => Form::Text { colour: false },
-        (None, _) if is_file => Form::Json,
-        (None, on_stdout) => on_stdout,
+fn admin_settings(args: &ServeArgs, server: &ServerSettings, env: &Environment) -> AdminSettings {
+    let address = args.admin.clone().or_else(|| server.admin.clone());
+    let of_flag = args.admin_token_file.clone().map(TokenSource::File);
+    let of_env = || {
+        let is_set = env.get(ADMIN_TOKEN).is_some_and(|token| !token.is_empty());
+        is_set.then(|| TokenSource::Env(ADMIN_TOKEN.to_owned()))
+    };
+    let token = of_flag.or_else(of_env);
+    AdminSettings {
+        is_default: address.is_none(),
+        address: address.unwrap_or(AdminAddress::Tcp(DEFAULT_ADMIN)),
+        token: token.or_else(|| server.admin_token.clone()),
+        history: args.history.clone().or_else(|| server.history.clone()),
+        history_retention: args.history_retention.or(server.history_retention),
+        metrics_hosts: args.metrics_hosts.or(server.metrics_hosts).unwrap_or(0),
     }
 }
 
@@ -225,9 +368,15 @@ fn default_way(policy: &Policy) -> String {
     let Action::Route(routes) = &policy.default.action else {
         return "requests are refused".to_owned();
     };
-    let way = |id: RouteId| match &policy.route(id).spec {
+    let way = |id: RouteId| match &policy.without_faults(id).spec {
         RouteSpec::Direct => "direct".to_owned(),
-        RouteSpec::Upstream { proxy, .. } => format!("through {proxy}"),
+        RouteSpec::Chain(_)
+        | RouteSpec::Group(_)
+        | RouteSpec::Pac(_)
+        | RouteSpec::Faulty { .. } => {
+            format!("by {}", policy.route(id).name)
+        }
+        RouteSpec::Upstream(upstream) => format!("through {}", upstream.proxy),
     };
     match (way(routes.http), way(routes.connect)) {
         (http, connect) if http == connect => http,
@@ -235,16 +384,24 @@ fn default_way(policy: &Policy) -> String {
     }
 }
 
+/// Says that what goes wrong may be meant to.
+fn warn_of_faults(policy: &Policy) {
+    let faults = policy.faults();
+    if !faults.is_empty() {
+        tracing::warn!(faults = faults.join(", "), "this policy injects faults");
+    }
+}
+
 /// Says where it listens, under which policy, and what to paste into a shell.
 fn greet(app: &App, source: &Source) {
-    let addresses: Vec<String> = app.addresses().iter().map(SocketAddr::to_string).collect();
+    let addresses: Vec<String> = app.places().iter().map(ListenAt::to_string).collect();
     say!(
         "routecause {} listens on {}, policy {source}: by default {}",
         env!("CARGO_PKG_VERSION"),
         addresses.join(" and "),
         default_way(&app.policy())
     );
-    if let Some(address) = app.addresses().first() {
+    if let Some(ListenAt::Tcp(address)) = app.places().first() {
         let host = match address.ip() {
             ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
             std::net::IpAddr::V6(ip) => format!("[{ip}]"),
@@ -255,117 +412,38 @@ fn greet(app: &App, source: &Source) {
     }
 }
 
+/// Says where a person looks.
+fn greet_admin(address: &AdminAddress) {
+    match address {
+        AdminAddress::Tcp(address) => say!("dashboard, API and metrics: http://{address}/"),
+        AdminAddress::Unix(path) => say!("API and metrics: unix:{}", path.display()),
+        AdminAddress::Off => {}
+    }
+}
+
 /// The signals that the process takes.
-struct Signals {
+pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
+    reopen: Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            reopen: signal(SignalKind::user_defined1())?,
         })
     }
 
     /// Waits until the process is told to end.
-    async fn end(&mut self) {
+    pub(super) async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// Keeps the policy at work up to date with its file.
-struct Keeper<'a> {
-    app: &'a App,
-    source: &'a Source,
-    args: &'a ServeArgs,
-    env: &'a Environment,
-    settings: &'a Settings,
-    is_coloured: bool,
-    /// What was said of the policy's mistakes last.
-    complaint: RefCell<Option<String>>,
-}
-
-impl Keeper<'_> {
-    /// Reloads on SIGHUP and on change, until the process is told to end.
-    async fn keep(&self, signals: &mut Signals, files: &[PathBuf], watch: notify::Result<Watch>) {
-        let mut watch = usable(watch);
-        loop {
-            let changed = async {
-                match &mut watch {
-                    Some(watch) => watch.changed().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let is_asked = tokio::select! {
-                _ = signals.hangup.recv() => true,
-                () = changed => false,
-                _ = signals.terminate.recv() => return,
-                _ = signals.interrupt.recv() => return,
-            };
-            // A symlink may lead to other directories now; and watched before it is read, as at the start.
-            watch = usable(Watch::of(files));
-            self.reload(is_asked);
-        }
-    }
-
-    /// Reads the policy again. A bad one changes nothing; `is_asked` reloads even what has not changed.
-    fn reload(&self, is_asked: bool) {
-        let loaded = match load(self.source, self.args, self.env) {
-            Ok(loaded) => loaded,
-            Err(report) => {
-                let told = report.to_string();
-                if !is_asked && self.complaint.borrow().as_deref() == Some(&told) {
-                    // Something beside the policy changed; the policy is as bad as it was.
-                    return;
-                }
-                self.complaint.replace(Some(told));
-                say!("{}", report.render(self.is_coloured));
-                tracing::error!(policy = %self.source, "reload failed: the policy is bad, the old one stays at work");
-                return;
-            }
-        };
-        self.complaint.take();
-        let current = self.app.policy();
-        // The text may be the same and a secret another.
-        let is_same = loaded.policy.hash == current.hash && loaded.policy.routes == current.routes;
-        if is_same && !is_asked {
-            return;
-        }
-        for warning in &loaded.warnings {
-            say!("{}", warning.render(self.is_coloured));
-        }
-        let settings = settings(self.args, &loaded.server);
-        let fixed = Settings {
-            allow_from: self.settings.allow_from.clone(),
-            ..settings.clone()
-        };
-        if fixed != *self.settings {
-            tracing::error!(
-                policy = %self.source,
-                "reload refused: under `server` only allow_from can change while the proxy runs; restart it for the rest"
-            );
-            return;
-        }
-        if let Some(address) = self.app.exposed(&settings) {
-            tracing::error!(policy = %self.source, "reload refused: {}", StartError::Open { address });
-            return;
-        }
-        let hash = loaded.policy.hash.clone();
-        self.app.replace(loaded.policy, &settings);
-        tracing::info!(policy = %self.source, hash = &*hash, "reloaded");
-    }
-}
-
-fn usable(watch: notify::Result<Watch>) -> Option<Watch> {
-    let complain = |error: &notify::Error| {
-        tracing::warn!(%error, "the policy is not watched; send SIGHUP to reload it");
-    };
-    watch.inspect_err(complain).ok()
 }

@@ -2,25 +2,30 @@
 //! compiled as far as it goes, so that those behind them are noted too.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan as _};
 
 use super::Secrets;
-use super::decode::{At, Named, OneOrMany, clip, midnight};
+use super::chains;
+use super::clients::{self, Clients, Listeners};
+use super::decode::{At, clip, midnight};
 use super::diag::{Findings, Place};
+use super::dns::{self, NameServers};
 use super::env::Environment;
+use super::faults::Profiles;
 use super::matchers;
 use super::raw;
 use super::upstreams::{DIRECT, Routes};
+use crate::pac::Script;
+use crate::policy::chain::{Commit, Retry};
+use crate::policy::flight::{SniMismatch, Sniff};
 use crate::policy::guard::{Exception, Guards, Loopback};
 use crate::policy::index::Index;
 use crate::policy::matcher::{Matcher, Set};
-use crate::policy::{Action, Block, Circuit, Mode, Policy, Preflight, Rule, lint};
-use crate::target::Host;
+use crate::policy::{Action, Block, Circuit, Close, Mode, Policy, Preflight, Rule, lint};
 use crate::timeouts::Timeouts;
 
 /// More rules than a person reads: each is asked in turn.
@@ -32,12 +37,32 @@ pub(super) struct Context<'c> {
     pub(super) environment: &'c Environment,
     /// The addresses that we listen on.
     pub(super) own: &'c [SocketAddr],
-    /// The policy's folder, which paths in it start from.
-    pub(super) folder: &'c Path,
+    /// Their names.
+    pub(super) listeners: &'c Listeners,
+    /// Its roles.
+    pub(super) clients: &'c Clients,
+    /// Its sets: they are read from files, and the same in every environment.
+    pub(super) sets: &'c [Arc<Set>],
+    /// The scripts of its PAC files, by where they are named; the same.
+    pub(super) scripts: &'c [(Place, Script)],
     /// What becomes of secrets that cannot be had; `None` looks for none.
     pub(super) secrets: Option<Secrets>,
     pub(super) now: Timestamp,
     pub(super) hash: &'c Arc<str>,
+}
+
+impl Context<'_> {
+    /// Where a listener of the policy's is; loopback where none is named.
+    pub(super) fn address_of(&self, listener: Option<&str>) -> SocketAddr {
+        let names = match &*self.listeners.flags {
+            [] => &self.listeners.written,
+            _ => &self.listeners.flags,
+        };
+        let named = |name: &&Arc<str>| Some(&***name) == listener;
+        let at = names.iter().position(|name| named(&name));
+        let address = at.and_then(|at| self.own.get(at));
+        address.copied().unwrap_or(super::DEFAULT_LISTEN)
+    }
 }
 
 /// Compiles a policy.
@@ -66,13 +91,26 @@ pub(super) fn policy(
         .as_ref()
         .and_then(|defaults| defaults.timeouts.as_ref());
     let timeouts = timeouts(&Timeouts::default(), defaults, findings);
+    let defaults_sniff = raw.defaults.as_ref().and_then(|raw| raw.sniff.as_ref());
     let circuit = raw
         .defaults
         .as_ref()
         .and_then(|defaults| circuit(defaults.circuit.as_ref()?, findings));
+    let profiles = Profiles::compile(raw.faults.as_ref(), findings);
+    let mut routes = Routes::compile(raw.upstreams.as_ref(), profiles, context, findings);
+    routes.add_groups(raw, findings);
+    routes.add_chains(raw.chains.as_ref(), findings);
+    let defaults = raw.defaults.as_ref();
+    let retry = defaults.and_then(|defaults| defaults.retry.as_ref());
+    let retry = retry.map_or(Retry::default(), |raw| {
+        chains::retry(Retry::default(), raw, findings)
+    });
+    let commit = defaults.and_then(|defaults| defaults.commit.as_ref());
+    let servers = NameServers::compile(raw.dns.as_deref(), &mut routes, context, findings);
     let mut compiler = Compiler {
-        routes: Routes::compile(raw.upstreams.as_ref(), context, findings),
-        sets: matchers::sets(raw.sets.as_ref(), findings),
+        servers,
+        routes,
+        retry,
         timeouts: Arc::new(timeouts),
         names: HashMap::from([("default".to_owned(), None)]),
         context,
@@ -82,34 +120,31 @@ pub(super) fn policy(
     if let Some(list) = &raw.no_proxy {
         compiler
             .names
-            .insert("no_proxy".to_owned(), Some(list.place.line));
-        rules.push(Rule {
-            name: "no_proxy".into(),
-            source: source(findings, list.place),
-            matcher: Matcher::NoProxy(matchers::no_proxy(list, context, findings)),
-            action: Action::Route(DIRECT),
-            mode: Mode::Enforce,
-            expires: None,
-            timeouts: None,
-            preflight: None,
-        });
+            .insert("no_proxy".to_owned(), Some(list.place));
+        rules.push(Rule::new(
+            "no_proxy".into(),
+            source(findings, list.place),
+            Matcher::NoProxy(matchers::no_proxy(list, context, findings)),
+            Action::Route(DIRECT),
+        ));
         places.push(list.place);
     }
     if let Some(list) = &raw.rules
-        && list.len() > MOST_RULES
+        && list.0.len() > MOST_RULES
     {
-        let message = format!("{} rules are too many: {MOST_RULES} may be", list.len());
+        let message = format!("{} rules are too many: {MOST_RULES} may be", list.0.len());
         let help = "what is treated alike belongs into one set";
         findings
             .error(first_line(list.place), message)
             .with_help(help);
     }
-    for raw in raw.rules.iter().flat_map(|rules| rules.iter()) {
+    for raw in raw.rules.iter().flat_map(|rules| rules.0.iter()) {
         let (rule, place) = compiler.rule(raw, findings);
         rules.push(rule);
         places.push(place);
     }
     let default = compiler.default(raw.default.as_ref(), findings);
+    compiler.routes.profiles.tell_unused(findings);
     let policy = Policy {
         hash: Arc::clone(context.hash),
         report,
@@ -119,12 +154,20 @@ pub(super) fn policy(
         default,
         routes: compiler.routes.list,
         timeouts: compiler.timeouts,
+        commit: commit.map_or(Commit::default(), |commit| chains::commit(commit.value)),
+        retry,
+        errors_in_json: defaults
+            .and_then(|defaults| defaults.errors.as_ref())
+            .is_some_and(|errors| errors.value == raw::defaults::Errors::Json),
         circuit,
-        pins: pins(
-            raw.dns.as_ref().and_then(|dns| dns.hosts.as_ref()),
-            findings,
-        ),
+        sniff: sniff(defaults_sniff).unwrap_or_default(),
+        roles: context.clients.roles.clone(),
+        labels: context.clients.labels,
+        proves_users: context.listeners.knows_users,
+        pins: dns::pins(raw.dns.as_deref(), findings),
+        dns: compiler.servers.dns,
     };
+    clients::warn_of_unused(raw.clients.as_ref(), &policy.rules, findings);
     // What a mistake left of a rule is not worth a warning.
     let oddities = if findings.has_errors() {
         Vec::new()
@@ -141,25 +184,29 @@ pub(super) fn policy(
 
 struct Compiler<'c> {
     routes: Routes,
-    sets: Vec<Arc<Set>>,
+    servers: NameServers,
     timeouts: Arc<Timeouts>,
+    retry: Retry,
     /// The names that are taken, and the lines of their rules.
-    names: HashMap<String, Option<usize>>,
+    names: HashMap<String, Option<Place>>,
     context: &'c Context<'c>,
 }
 
 /// The actions that a rule may have, as written.
 struct Actions<'r> {
-    direct: Option<&'r At<raw::True>>,
+    direct: Option<&'r At<raw::rules::True>>,
     via: Option<&'r At<String>>,
-    block: Option<&'r At<raw::Block>>,
-    r#continue: Option<&'r At<raw::True>>,
+    fault: Option<&'r At<raw::faults::Uses>>,
+    block: Option<&'r At<raw::rules::Block>>,
+    r#continue: Option<&'r At<raw::rules::True>>,
+    /// What it speaks of, where that is not everything.
+    matcher: Option<&'r Matcher>,
     /// The keys that are written, well or not.
     has: &'r [&'static str],
 }
 
 impl Compiler<'_> {
-    fn rule(&mut self, raw: &At<raw::Rule>, findings: &mut Findings<'_>) -> (Rule, Place) {
+    fn rule(&mut self, raw: &At<raw::rules::Rule>, findings: &mut Findings<'_>) -> (Rule, Place) {
         let place = raw
             .name
             .as_ref()
@@ -168,20 +215,31 @@ impl Compiler<'_> {
             self.take_name(name, findings);
         }
         let matcher = match &raw.r#match {
-            Some(raw) => matchers::matcher(raw, &self.sets, self.context, findings),
+            Some(raw) => matchers::matcher(raw, self.context, findings),
             None => Matcher::everything(),
         };
         let actions = Actions {
             direct: raw.direct.as_ref(),
             via: raw.via.as_ref(),
+            fault: raw.fault.as_ref(),
             block: raw.block.as_ref(),
             r#continue: raw.r#continue.as_ref(),
+            matcher: Some(&matcher),
             has: &raw.has,
         };
-        let action = self.action(&actions, "a rule", place, findings);
-        let sets_nothing = raw.timeouts.is_none() && raw.preflight.is_none();
+        let by = format!(
+            "rule {}",
+            raw.name.as_ref().map_or("", |name| name.as_str())
+        );
+        let action = self.action(&actions, &by, place, findings);
+        let sets_nothing = raw.timeouts.is_none()
+            && raw.preflight.is_none()
+            && raw.sniff.is_none()
+            && raw.commit.is_none()
+            && raw.retry.is_none()
+            && raw.dns.is_none();
         if let (Some(going_on), true) = (&raw.r#continue, sets_nothing) {
-            let message = "a rule that goes on without `timeouts` or `preflight` does nothing";
+            let message = "a rule that goes on without an option of its own does nothing";
             findings.warn(going_on.place, message);
         }
         if let (Some(preflight), Some(_)) = (&raw.preflight, &raw.block) {
@@ -207,9 +265,9 @@ impl Compiler<'_> {
             matcher,
             action,
             mode: match raw.mode.as_ref().map(|mode| mode.value) {
-                None | Some(raw::RuleMode::Enforce) => Mode::Enforce,
-                Some(raw::RuleMode::Report) => Mode::Report,
-                Some(raw::RuleMode::Off) => Mode::Off,
+                None | Some(raw::rules::RuleMode::Enforce) => Mode::Enforce,
+                Some(raw::rules::RuleMode::Report) => Mode::Report,
+                Some(raw::rules::RuleMode::Off) => Mode::Off,
             },
             expires,
             timeouts: timeouts.map(|raw| Arc::new(timeouts_of(&self.timeouts, raw, findings))),
@@ -217,13 +275,27 @@ impl Compiler<'_> {
                 .preflight
                 .as_ref()
                 .map(|preflight| match preflight.value {
-                    raw::Preflight::Tls => Preflight::Tls,
+                    raw::rules::Preflight::Tls => Preflight::Tls,
                 }),
+            dns: raw
+                .dns
+                .as_ref()
+                .and_then(|raw| self.servers.ask(raw, &mut self.routes, findings)),
+            commit: raw.commit.as_ref().map(|at| chains::commit(at.value)),
+            retry: raw
+                .retry
+                .as_ref()
+                .map(|raw| chains::retry(self.retry, raw, findings)),
+            sniff: sniff(raw.sniff.as_ref()),
         };
         (rule, place)
     }
 
-    fn default(&mut self, raw: Option<&At<raw::DefaultRule>>, findings: &mut Findings<'_>) -> Rule {
+    fn default(
+        &mut self,
+        raw: Option<&At<raw::rules::DefaultRule>>,
+        findings: &mut Findings<'_>,
+    ) -> Rule {
         let place = raw.map_or(Place::START, |raw| first_line(raw.place));
         let action = match raw {
             // That it lacks was noted where it was looked for.
@@ -232,23 +304,21 @@ impl Compiler<'_> {
                 let actions = Actions {
                     direct: raw.direct.as_ref(),
                     via: raw.via.as_ref(),
+                    fault: raw.fault.as_ref(),
                     block: raw.block.as_ref(),
                     r#continue: None,
+                    matcher: None,
                     has: &raw.has,
                 };
                 self.action(&actions, "`default`", place, findings)
             }
         };
-        Rule {
-            name: "default".into(),
-            source: source(findings, place),
-            matcher: Matcher::everything(),
+        Rule::new(
+            "default".into(),
+            source(findings, place),
+            Matcher::everything(),
             action,
-            mode: Mode::Enforce,
-            expires: None,
-            timeouts: None,
-            preflight: None,
-        }
+        )
     }
 
     fn take_name(&mut self, name: &At<String>, findings: &mut Findings<'_>) {
@@ -263,13 +333,17 @@ impl Compiler<'_> {
                 format!("`{}` is the name of a guard", clip(name)),
             );
         }
-        let taken = self.names.insert(name.value.clone(), Some(name.place.line));
+        let taken = self.names.insert(name.value.clone(), Some(name.place));
         let Some(taken) = taken else { return };
         let message = format!("a second rule is named `{}`", clip(name));
         match taken {
-            Some(line) => findings
-                .error(name.place, message)
-                .with_help(format!("the first is in line {line}")),
+            Some(first) => {
+                let help = format!(
+                    "the first is in {}",
+                    findings.whereabouts(first, name.place)
+                );
+                findings.error(name.place, message).with_help(help)
+            }
             None => findings.error(
                 name.place,
                 format!("`{}` is the name of the key at the end", name.value),
@@ -278,12 +352,17 @@ impl Compiler<'_> {
     }
 
     fn action(
-        &self,
+        &mut self,
         actions: &Actions<'_>,
-        what: &str,
+        by: &str,
         place: Place,
         findings: &mut Findings<'_>,
     ) -> Action {
+        let what = if by.starts_with("rule ") {
+            "a rule"
+        } else {
+            by
+        };
         let written = [
             ("direct", actions.direct.map(|at| at.place)),
             ("via", actions.via.map(|at| at.place)),
@@ -304,8 +383,23 @@ impl Compiler<'_> {
                 .error(first_line(at), message)
                 .with_help(format!("take `{second}` out, or make it a rule of its own"));
         }
-        if let Some(via) = actions.via {
-            return Action::Route(self.routes.find(via, findings).unwrap_or(DIRECT));
+        let via = actions.via;
+        let via = via.map(|via| self.routes.find(via, findings).unwrap_or(DIRECT));
+        if let Some(uses) = actions.fault {
+            for (key, at) in &written {
+                if ["block", "continue"].contains(key) {
+                    let message = format!("`{key}` opens no way that a fault could stand in");
+                    findings.error(first_line(*at), message);
+                }
+            }
+            let by = by.replace('`', "");
+            let route = via.unwrap_or(DIRECT);
+            let is_of_lab = actions.matcher.is_some_and(Matcher::is_of_lab);
+            let routes = &mut self.routes;
+            return Action::Route(routes.with_faults(route, uses, &by, is_of_lab, findings));
+        }
+        if let Some(via) = via {
+            return Action::Route(via);
         }
         if let Some(raw) = actions.block {
             return Action::Block(block(raw, findings));
@@ -313,7 +407,7 @@ impl Compiler<'_> {
         if actions.r#continue.is_some() {
             return Action::Continue;
         }
-        let is_action = |key: &&str| ["direct", "via", "block", "continue"].contains(key);
+        let is_action = |key: &&str| ["direct", "via", "fault", "block", "continue"].contains(key);
         if !actions.has.iter().any(is_action) {
             let message = format!("{what} says what happens: `direct: true`, `via` or `block`");
             findings.error(place, message);
@@ -322,7 +416,7 @@ impl Compiler<'_> {
     }
 }
 
-fn block(raw: &At<raw::Block>, findings: &mut Findings<'_>) -> Block {
+fn block(raw: &At<raw::rules::Block>, findings: &mut Findings<'_>) -> Block {
     let raw = &raw.0;
     let status = raw.status.as_ref().and_then(|status| {
         let number = u16::try_from(status.0).unwrap_or_default();
@@ -363,27 +457,37 @@ fn block(raw: &At<raw::Block>, findings: &mut Findings<'_>) -> Block {
             .map(|reason| reason.value.as_str().into()),
         status,
         code: raw.code.as_ref().map(|code| code.value.as_str().into()),
+        close: match raw.close.as_ref().map(|at| at.value) {
+            None | Some(raw::rules::Close::Http) => Close::Http,
+            Some(raw::rules::Close::Rst) => Close::Rst,
+            Some(raw::rules::Close::Alert) => Close::Alert,
+        },
     }
 }
 
-fn guards(raw: Option<&At<raw::Guards>>, report: bool, context: &Context<'_>) -> Guards {
+fn guards(raw: Option<&At<raw::guards::Guards>>, report: bool, context: &Context<'_>) -> Guards {
     let mut guards = Guards {
         report,
         own: context.own.to_vec(),
         ..Guards::default()
     };
     let Some(raw) = raw else { return guards };
-    let blocks = |key: &Option<At<raw::AllowOrBlock>>, default: bool| {
+    let blocks = |key: &Option<At<raw::guards::AllowOrBlock>>, default: bool| {
         key.as_ref()
-            .map_or(default, |at| at.value == raw::AllowOrBlock::Block)
+            .map_or(default, |at| at.value == raw::guards::AllowOrBlock::Block)
     };
     guards.block_link_local = blocks(&raw.link_local, guards.block_link_local);
     guards.block_private = blocks(&raw.private, guards.block_private);
     guards.loopback = match raw.loopback.as_ref().map(|at| at.value) {
         None => guards.loopback,
-        Some(raw::LoopbackGuard::Auto) => Loopback::Auto,
-        Some(raw::LoopbackGuard::Allow) => Loopback::Allow,
-        Some(raw::LoopbackGuard::Block) => Loopback::Block,
+        Some(raw::guards::LoopbackGuard::Auto) => Loopback::Auto,
+        Some(raw::guards::LoopbackGuard::Allow) => Loopback::Allow,
+        Some(raw::guards::LoopbackGuard::Block) => Loopback::Block,
+    };
+    guards.sni_mismatch = match raw.sni_mismatch.as_ref().map(|at| at.value) {
+        None | Some(raw::guards::SniMismatch::Allow) => SniMismatch::Allow,
+        Some(raw::guards::SniMismatch::Report) => SniMismatch::Report,
+        Some(raw::guards::SniMismatch::Block) => SniMismatch::Block,
     };
     guards.connect_ports = raw
         .connect_ports
@@ -400,34 +504,9 @@ fn guards(raw: Option<&At<raw::Guards>>, report: bool, context: &Context<'_>) ->
     guards
 }
 
-fn pins(
-    raw: Option<&At<Named<OneOrMany<super::decode::Address>>>>,
-    findings: &mut Findings<'_>,
-) -> Vec<(Arc<str>, Vec<IpAddr>)> {
-    let mut pins: Vec<(Arc<str>, Vec<IpAddr>)> = Vec::new();
-    for (name, addresses) in raw.iter().flat_map(|raw| raw.iter()) {
-        match Host::parse(name) {
-            Ok(Host::Name(host)) => {
-                if pins.iter().any(|(pinned, _)| *pinned == host) {
-                    findings.error(name.place, format!("`{host}` has its addresses already"));
-                }
-                pins.push((host, addresses.iter().map(|address| address.0).collect()));
-            }
-            Ok(Host::Ip(_)) => {
-                findings.error(name.place, "an address needs no other; a name belongs here");
-            }
-            Err(error) => {
-                findings.error(name.place, error.to_string());
-            }
-        }
-    }
-    pins.sort();
-    pins
-}
-
 fn timeouts(
     base: &Timeouts,
-    raw: Option<&At<raw::Timeouts>>,
+    raw: Option<&At<raw::defaults::Timeouts>>,
     findings: &mut Findings<'_>,
 ) -> Timeouts {
     match raw {
@@ -436,10 +515,14 @@ fn timeouts(
     }
 }
 
-fn timeouts_of(base: &Timeouts, raw: &raw::Timeouts, findings: &mut Findings<'_>) -> Timeouts {
+fn timeouts_of(
+    base: &Timeouts,
+    raw: &raw::defaults::Timeouts,
+    findings: &mut Findings<'_>,
+) -> Timeouts {
     let or = |at: &Option<At<super::decode::Wait>>, base| at.as_ref().map_or(base, |at| at.0);
     let connect = raw.connect.as_ref().map(|connect| &connect.0);
-    let part = |of: fn(&raw::ConnectWaits) -> &Option<At<super::decode::Wait>>, base| {
+    let part = |of: fn(&raw::defaults::ConnectWaits) -> &Option<At<super::decode::Wait>>, base| {
         connect.map_or(base, |connect| or(of(connect), base))
     };
     let total = part(|c| &c.total, base.connect);
@@ -462,6 +545,12 @@ fn timeouts_of(base: &Timeouts, raw: &raw::Timeouts, findings: &mut Findings<'_>
         first_byte: or(&raw.first_byte, base.first_byte),
         body_idle: or(&raw.body_idle, base.body_idle),
         idle: or(&raw.idle, base.idle),
+        max_duration: raw
+            .max_duration
+            .as_ref()
+            .map(|at| at.0)
+            .or(base.max_duration),
+        sniff: or(&raw.sniff, base.sniff),
         head: or(&raw.head, base.head),
         keepalive: or(&raw.keepalive, base.keepalive),
     }
@@ -471,7 +560,7 @@ fn timeouts_of(base: &Timeouts, raw: &raw::Timeouts, findings: &mut Findings<'_>
 /// this thinks that the target is down.
 const LONGEST_CIRCUIT: Duration = Duration::from_hours(1);
 
-fn circuit(raw: &At<raw::Circuit>, findings: &mut Findings<'_>) -> Option<Circuit> {
+fn circuit(raw: &At<raw::defaults::Circuit>, findings: &mut Findings<'_>) -> Option<Circuit> {
     let fails = raw.fails.as_ref()?;
     let number = u32::try_from(fails.0)
         .ok()
@@ -496,9 +585,17 @@ fn circuit(raw: &At<raw::Circuit>, findings: &mut Findings<'_>) -> Option<Circui
     })
 }
 
+fn sniff(raw: Option<&At<raw::defaults::Sniff>>) -> Option<Sniff> {
+    Some(match raw?.value {
+        raw::defaults::Sniff::Auto => Sniff::Auto,
+        raw::defaults::Sniff::Always => Sniff::Always,
+        raw::defaults::Sniff::Never => Sniff::Never,
+    })
+}
+
 /// Where a rule stands, as records say it.
 fn source(findings: &Findings<'_>, place: Place) -> Arc<str> {
-    format!("{}:{}", findings.file(), place.line).into()
+    format!("{}:{}", findings.file(place), place.line).into()
 }
 
 /// The beginning of something that may span lines.

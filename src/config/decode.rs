@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::diag::{Findings, Place};
+use super::server::ListenAt;
 use super::yaml::{Node, Value};
 use crate::target::canonical_ip;
 
@@ -185,30 +186,6 @@ pub(super) fn scalar<'n>(
     }
 }
 
-/// Notes a key that is not accepted where it stands; gives the one that was likely meant, so that
-/// nothing is said of that one lacking.
-pub(super) fn refuse_key(
-    key: &super::yaml::Key,
-    what: &str,
-    keys: &[&'static str],
-    is_reserved: bool,
-    findings: &mut Findings<'_>,
-) -> Option<&'static str> {
-    let name = &key.text;
-    if is_reserved {
-        findings.error(key.place, format!("`{name}` is not in this version"));
-        return None;
-    }
-    let message = format!("`{name}` is no key of {what}");
-    let near = nearest(name, keys.iter().copied());
-    let help = match near {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("its keys are {}", keys.join(", ")),
-    };
-    findings.error(key.place, message).with_help(help);
-    near
-}
-
 /// The candidate that was likely meant.
 pub(super) fn nearest<'c>(
     name: &str,
@@ -278,10 +255,21 @@ scalars! {
     /// A whole number.
     Count(u64) = "a whole number", {"type": "integer", "minimum": 0},
         |text| digits(text)?.parse().ok();
+    /// A number of bytes.
+    Size(u64) = "a size such as 512, 64KiB or 1MiB",
+        {"type": ["string", "integer"], "pattern": "^[0-9]+(KiB|MiB)?$", "examples": ["64KiB", "1MiB"]},
+        size;
     /// How long to wait.
     Wait(Duration) = "a duration such as 250ms, 5s, 1h or 1m30s",
         {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", "examples": ["250ms", "5s", "1m30s"]},
         duration;
+    /// For how long an answer is remembered.
+    Ttl(Duration) = "a duration such as 0s, 30s or 1h, a week at most",
+        {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", "examples": ["0s", "30s", "1h"]},
+        |text| match text {
+            "0s" => Some(Duration::ZERO),
+            text => duration(text).filter(|ttl| *ttl <= Duration::from_hours(7 * 24)),
+        };
     /// A port, or a range of them.
     PortRange(RangeInclusive<u16>) = "a port from 1 to 65535 or a range such as \"8000-8999\"",
         {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]},
@@ -294,10 +282,17 @@ scalars! {
     Address(IpAddr) = "an IP address",
         {"type": "string", "examples": ["192.0.2.1", "2001:db8::1"]},
         |text| Some(canonical_ip(text.parse().ok()?));
-    /// An address and a port to listen on.
-    Socket(SocketAddr) = "an address and a port such as 127.0.0.1:3128 or [::1]:3128",
-        {"type": "string", "examples": ["127.0.0.1:3128", "[::1]:3128"]},
-        |text| text.parse().ok();
+    /// Where to listen.
+    ListenAddress(ListenAt) = "an address and a port such as 127.0.0.1:3128 or [::1]:3128",
+        {"type": "string", "examples": ["127.0.0.1:3128", "[::1]:3128", "unix:/run/routecause.sock", "systemd"]},
+        ListenAt::parse;
+    /// Where a name server is asked.
+    ServerAddress(SocketAddr) = "an address such as 192.0.2.53, 192.0.2.53:53 or [2001:db8::53]:53",
+        {"type": "string", "examples": ["192.0.2.53", "192.0.2.53:53", "[2001:db8::53]:53"]},
+        |text| match text.parse::<IpAddr>() {
+            Ok(ip) => Some(SocketAddr::new(canonical_ip(ip), 53)),
+            Err(_) => text.parse().ok().filter(|address: &SocketAddr| address.port() > 0),
+        };
     /// A day.
     Day(jiff::civil::Date) = "a day such as 2027-01-31",
         {"type": "string", "format": "date"},
@@ -317,8 +312,19 @@ pub(super) fn midnight(day: jiff::civil::Date) -> Option<jiff::Timestamp> {
     Some(moment.timestamp())
 }
 
-fn digits(text: &str) -> Option<&str> {
+/// The text where it is digits and nothing else.
+pub(super) fn digits(text: &str) -> Option<&str> {
     (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then_some(text)
+}
+
+/// `512`, `64KiB`, `1MiB`.
+fn size(text: &str) -> Option<u64> {
+    let (number, unit) = match (text.strip_suffix("KiB"), text.strip_suffix("MiB")) {
+        (Some(number), _) => (number, 1024),
+        (None, Some(number)) => (number, 1024 * 1024),
+        (None, None) => (text, 1),
+    };
+    digits(number)?.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 /// `250ms`, `5s`, `1h`, `1m30s`: more than nothing, at most a year.
@@ -361,152 +367,6 @@ pub(super) fn clip(text: &str) -> String {
         clipped + "…"
     } else {
         clipped
-    }
-}
-
-/// A struct of keys: its fields are all optional, whatever is needed and lacks is noted here.
-///
-/// `=` behind a field means that it must be there.
-macro_rules! written {
-    (
-        $(#[doc = $about:literal])+
-        $name:ident is $what:literal, later [$($later:literal),*] {
-            $($(#[doc = $doc:literal])+ $field:ident $($must:literal)? : $type:ty,)+
-        }
-    ) => {
-        $(#[doc = $about])+
-        #[derive(Clone, Debug, Default)]
-        pub(super) struct $name {
-            $($(#[doc = $doc])+ pub(super) $field: Option<At<$type>>,)+
-            /// The keys that are written, well or not.
-            pub(super) has: Vec<&'static str>,
-        }
-
-        impl Decode for $name {
-            fn decode(node: &Node, findings: &mut Findings<'_>) -> Option<Self> {
-                const KEYS: &[&str] = &[$(key(stringify!($field))),+];
-                const LATER: &[&str] = &[$($later),*];
-                let Value::Map(entries) = &node.value else {
-                    let message = format!("{} is a mapping, not {}", $what, node.kind());
-                    let help = format!("its keys are {}", KEYS.join(", "));
-                    findings.error(node.place, message).with_help(help);
-                    return None;
-                };
-                let mut this = Self::default();
-                for (name, value) in entries {
-                    let Some(known) = KEYS.iter().find(|known| **known == name.text) else {
-                        let is_reserved =
-                            LATER.contains(&name.text.as_str()) || is_later(&name.text);
-                        this.has.extend(refuse_key(name, $what, KEYS, is_reserved, findings));
-                        continue;
-                    };
-                    this.has.push(*known);
-                    if value.is_null() {
-                        let message = format!("`{known}` has no value");
-                        findings.error(name.place, message).with_help("leave it out, or say what it is");
-                        continue;
-                    }
-                    $(if *known == key(stringify!($field)) {
-                        this.$field = At::decode(value, findings);
-                    })+
-                }
-                $($(
-                    if !this.has.contains(&key(stringify!($field))) {
-                        let message = format!("{} needs `{}`", $what, key(stringify!($field)));
-                        findings.error(head(node), message).with_help($must);
-                    }
-                )?)+
-                Some(this)
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-                let mut properties = serde_json::Map::new();
-                let required: Vec<&str> = vec![$($(needed($must, key(stringify!($field))),)?)+];
-                $(
-                    let mut value = generator.subschema_for::<$type>();
-                    let doc = prose(&[$($doc),+]);
-                    value.insert("description".to_owned(), doc.into());
-                    properties.insert(key(stringify!($field)).to_owned(), value.into());
-                )+
-                json_schema!({
-                    "type": "object",
-                    "description": prose(&[$($about),+]),
-                    "properties": properties,
-                    "required": required,
-                    "additionalProperties": false,
-                })
-            }
-        }
-    };
-}
-
-/// A choice of words.
-macro_rules! words {
-    ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+ }) => {
-        $(#[doc = $about])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum $name {
-            $($(#[doc = $doc])+ $variant,)+
-        }
-
-        impl Decode for $name {
-            fn decode(node: &Node, findings: &mut Findings<'_>) -> Option<Self> {
-                const WORDS: &[&str] = &[$($word),+];
-                let choice = || format!("one of {}", WORDS.join(", "));
-                match scalar(node, &choice(), findings)? {
-                    $($word => Some(Self::$variant),)+
-                    other => {
-                        let message = format!("`{}` is not {}", clip(other), choice());
-                        let diagnostic = findings.error(node.place, message);
-                        if let Some(near) = nearest(other, WORDS.iter().copied()) {
-                            diagnostic.with_help(format!("did you mean `{near}`?"));
-                        }
-                        None
-                    }
-                }
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"oneOf": [$({"const": $word, "description": prose(&[$($doc),+])}),+]})
-            }
-        }
-    };
-}
-
-pub(super) use {words, written};
-
-/// A key that must be there; what to do where it lacks is for the decoding.
-pub(super) fn needed(_help: &str, key: &'static str) -> &'static str {
-    key
-}
-
-/// The lines of a doc comment as one text.
-pub(super) fn prose(lines: &[&str]) -> String {
-    let lines: Vec<_> = lines.iter().map(|line| line.trim()).collect();
-    lines.join(" ")
-}
-
-/// The key of a field: its name without the mark of a raw identifier.
-pub(super) const fn key(field: &'static str) -> &'static str {
-    match field.as_bytes() {
-        [b'r', b'#', ..] => field.split_at(2).1,
-        _ => field,
     }
 }
 

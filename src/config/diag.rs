@@ -1,7 +1,13 @@
 //! What is wrong with a policy, where, and what to do: written for people.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use unicode_width::UnicodeWidthChar;
 
@@ -9,6 +15,8 @@ use unicode_width::UnicodeWidthChar;
 /// behind the last character.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
+    /// The file, as its place among those of a policy: 0 is the policy itself.
+    pub file: usize,
     /// The line it begins on.
     pub line: usize,
     /// The column it begins at.
@@ -62,13 +70,17 @@ struct Excerpt {
 pub struct Report {
     /// The mistakes, in the order of their places.
     pub diagnostics: Vec<Diagnostic>,
+    /// The files that it was read from, or would have been.
+    pub files: Vec<PathBuf>,
 }
 
-/// Collects the mistakes of one file.
+/// Collects the mistakes of a policy's files.
 #[derive(Debug)]
 pub(super) struct Findings<'t> {
-    file: Arc<str>,
-    lines: Vec<&'t str>,
+    /// The policy itself, and what it includes.
+    files: Vec<File<'t>>,
+    /// Files that could not be read.
+    absent: Vec<PathBuf>,
     /// Where secrets stand that were written into the file by mistake.
     secrets: Vec<Place>,
     list: Vec<Diagnostic>,
@@ -77,12 +89,42 @@ pub(super) struct Findings<'t> {
     untold: usize,
 }
 
+/// A file of a policy.
+#[derive(Debug)]
+struct File<'t> {
+    name: Arc<str>,
+    /// Where it is, if it is one.
+    path: Option<PathBuf>,
+    text: Cow<'t, str>,
+    lines: Vec<Range<usize>>,
+}
+
+impl<'t> File<'t> {
+    fn new(name: Arc<str>, path: Option<PathBuf>, text: Cow<'t, str>) -> Self {
+        let mut lines = Vec::new();
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            let bare = line.strip_suffix('\n').unwrap_or(line);
+            let bare = bare.strip_suffix('\r').unwrap_or(bare);
+            lines.push(start..start + bare.len());
+            start += line.len();
+        }
+        Self {
+            name,
+            path,
+            text,
+            lines,
+        }
+    }
+}
+
 /// The most that is told of one file. Whoever has more mistakes has one that makes the others.
 const MOST: usize = 100;
 
 impl Place {
     /// The first character of a file.
     pub(super) const START: Self = Self {
+        file: 0,
         line: 1,
         column: 1,
         end_line: 1,
@@ -113,7 +155,53 @@ impl fmt::Display for Diagnostic {
 /// Source lines are shown at most this wide, so that one endless line cannot flood a terminal.
 const WIDEST: usize = 120;
 
+/// A mistake as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Told {
+    /// `error` or `warning`.
+    pub severity: &'static str,
+    /// The file.
+    pub file: Arc<str>,
+    /// The line, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The column, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+impl Told {
+    /// What is wrong with a file as a whole.
+    pub fn of_file(file: Arc<str>, message: String) -> Self {
+        Self {
+            severity: Severity::Error.as_str(),
+            file,
+            line: None,
+            column: None,
+            message,
+            help: None,
+        }
+    }
+}
+
 impl Diagnostic {
+    /// The same as JSON has it.
+    pub fn told(&self) -> Told {
+        Told {
+            severity: self.severity.as_str(),
+            file: self.file.clone(),
+            line: self.place.map(|place| place.line),
+            column: self.place.map(|place| place.column),
+            message: self.message.clone(),
+            help: self.help.clone(),
+        }
+    }
+
     /// The whole of it: what and where, the source line, carets under the value, and help.
     pub fn render(&self, is_coloured: bool) -> String {
         let paint = |code: &'static str, text: &str| {
@@ -210,21 +298,75 @@ impl fmt::Display for Report {
 impl std::error::Error for Report {}
 
 impl<'t> Findings<'t> {
-    /// Begins the list for a file.
-    pub(super) fn new(file: Arc<str>, text: &'t str) -> Self {
+    /// Begins the list for a policy.
+    pub(super) fn new(file: Arc<str>, path: Option<PathBuf>, text: &'t str) -> Self {
         Self {
             spare: Diagnostic::new(&file, None, String::new()),
-            file,
-            lines: text.lines().collect(),
+            files: vec![File::new(file, path, text.into())],
+            absent: Vec::new(),
             secrets: Vec::new(),
             list: Vec::new(),
             untold: 0,
         }
     }
 
-    /// The file's name.
-    pub(super) fn file(&self) -> &Arc<str> {
-        &self.file
+    /// A list of its own for the same files, which shows no lines of them.
+    pub(super) fn aside(&self) -> Findings<'static> {
+        let file = |file: &File<'_>| File::new(file.name.clone(), None, "".into());
+        Findings {
+            spare: self.spare.clone(),
+            files: self.files.iter().map(file).collect(),
+            absent: Vec::new(),
+            secrets: Vec::new(),
+            list: Vec::new(),
+            untold: 0,
+        }
+    }
+
+    /// Takes in a file that the policy includes; gives its place among them.
+    pub(super) fn include(&mut self, name: Arc<str>, path: PathBuf, text: String) -> usize {
+        self.files.push(File::new(name, Some(path), text.into()));
+        self.files.len() - 1
+    }
+
+    /// Notes a file that could not be read.
+    pub(super) fn miss(&mut self, path: PathBuf) {
+        self.absent.push(path);
+    }
+
+    /// The name of the file of a place.
+    pub(super) fn file(&self, place: Place) -> &Arc<str> {
+        self.files
+            .get(place.file)
+            .map_or(&self.spare.file, |file| &file.name)
+    }
+
+    /// The folder of the file of a place, which paths in it start from.
+    pub(super) fn folder(&self, place: Place) -> &Path {
+        let path = self
+            .files
+            .get(place.file)
+            .and_then(|file| file.path.as_deref());
+        path.and_then(Path::parent).unwrap_or(Path::new(""))
+    }
+
+    /// Where something else stands, seen from a place: `line 7`, or `sets.yaml:7`.
+    pub(super) fn whereabouts(&self, of: Place, from: Place) -> String {
+        if of.file == from.file {
+            return format!("line {}", of.line);
+        }
+        format!("{}:{}", self.file(of), of.line)
+    }
+
+    /// The texts of all files, the policy's own first.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|file| &*file.text)
+    }
+
+    /// The paths of all files, those that could not be read behind the others.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let read = self.files.iter().filter_map(|file| file.path.clone());
+        read.chain(self.absent.iter().cloned()).collect()
     }
 
     /// Keeps what stands at a place out of every excerpt.
@@ -251,7 +393,7 @@ impl<'t> Findings<'t> {
     pub(super) fn draft(&self, place: Place) -> Diagnostic {
         Diagnostic {
             excerpt: self.excerpt(place),
-            ..Diagnostic::new(&self.file, Some(place), String::new())
+            ..Diagnostic::new(self.file(place), Some(place), String::new())
         }
     }
 
@@ -262,12 +404,13 @@ impl<'t> Findings<'t> {
 
     /// The list, in the order of places.
     pub(super) fn finish(mut self) -> Vec<Diagnostic> {
-        self.list
-            .sort_by_key(|d| d.place.map(|place| (place.line, place.column)));
+        let order = |place: Place| (place.file, place.line, place.column);
+        self.list.sort_by_key(|d| d.place.map(order));
         self.list.dedup();
         if self.untold > 0 {
             let message = format!("{} more are not told", self.untold);
-            self.list.push(Diagnostic::new(&self.file, None, message));
+            self.list
+                .push(Diagnostic::new(&self.spare.file, None, message));
         }
         self.list
     }
@@ -279,12 +422,12 @@ impl<'t> Findings<'t> {
         if self.list.len() >= MOST {
             return &mut self.spare;
         }
-        let excerpt = self.excerpt(place);
-        self.list.push(Diagnostic {
+        let told = Diagnostic {
             severity,
-            excerpt,
-            ..Diagnostic::new(&self.file, Some(place), message)
-        });
+            excerpt: self.excerpt(place),
+            ..Diagnostic::new(self.file(place), Some(place), message)
+        };
+        self.list.push(told);
         let last = self.list.len() - 1;
         #[expect(clippy::indexing_slicing, reason = "pushed just above")]
         &mut self.list[last]
@@ -292,13 +435,16 @@ impl<'t> Findings<'t> {
 
     /// A line of the file as it may be shown: no secrets, no control characters, no endless width.
     fn excerpt(&self, place: Place) -> Option<Excerpt> {
-        let line = self.lines.get(place.line.checked_sub(1)?)?;
+        let file = self.files.get(place.file)?;
+        let line = file.lines.get(place.line.checked_sub(1)?)?;
+        let line = file.text.get(line.clone())?;
         let start = place.column.saturating_sub(1);
         let from = start.saturating_sub(LEAD);
         let mut chars: Vec<char> = line.chars().skip(from).take(LEAD + WIDEST + 1).collect();
         hide_userinfo(&mut chars);
         for secret in &self.secrets {
-            if secret.line > place.line || secret.end_line < place.line {
+            let is_elsewhere = secret.file != place.file;
+            if is_elsewhere || secret.line > place.line || secret.end_line < place.line {
                 continue;
             }
             let first = if secret.line == place.line {
@@ -381,8 +527,9 @@ mod tests {
 
     #[track_caller]
     fn check(line: &str, column: usize, end_column: usize, expected: &str) {
-        let mut findings = Findings::new("p.yaml".into(), line);
+        let mut findings = Findings::new("p.yaml".into(), None, line);
         let place = Place {
+            file: 0,
             line: 1,
             column,
             end_line: 1,
@@ -411,8 +558,9 @@ mod tests {
     #[test]
     fn an_endless_line_is_shown_around_the_place() {
         let line = format!("{}!{}", "x".repeat(5000), "y".repeat(5000));
-        let mut findings = Findings::new("p.yaml".into(), &line);
+        let mut findings = Findings::new("p.yaml".into(), None, &line);
         let place = Place {
+            file: 0,
             line: 1,
             column: 5001,
             end_line: 1,
@@ -428,9 +576,13 @@ mod tests {
 
     #[test]
     fn secrets_and_control_characters_are_not_shown() {
-        let mut findings =
-            Findings::new("p.yaml".into(), "u: http://me:s3cret@h\x1b[31m p: s3cret");
+        let mut findings = Findings::new(
+            "p.yaml".into(),
+            None,
+            "u: http://me:s3cret@h\x1b[31m p: s3cret",
+        );
         findings.conceal(Place {
+            file: 0,
             line: 1,
             column: 31,
             end_line: 1,

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use percent_encoding::percent_decode_str;
 
 use crate::secret::Secret;
@@ -39,6 +37,11 @@ impl Environment {
         self.0.get(name).is_some_and(String::is_empty)
     }
 
+    /// A variable as it is set, to something or nothing.
+    pub fn raw(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
     /// A variable that is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         let value = self.0.get(name)?;
@@ -63,39 +66,68 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
 /// A proxy as written in a URL.
 #[derive(Clone, Debug)]
 pub(super) struct ProxyUrl {
+    /// What it speaks.
+    pub(super) scheme: UrlScheme,
     /// Where it listens.
     pub(super) target: Target,
     /// User name and password, if the URL holds any.
     pub(super) userinfo: Option<Userinfo>,
 }
 
-/// What stands before the `@` of a URL, decoded.
-#[derive(Clone, Debug)]
-pub(super) struct Userinfo {
-    username: String,
-    password: Secret,
+/// The scheme of a proxy's URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UrlScheme {
+    /// HTTP/1.1 in the clear.
+    Http,
+    /// HTTP behind TLS.
+    Https,
+    /// SOCKS 5 that is told addresses.
+    Socks5,
+    /// SOCKS 5 that is told names.
+    Socks5h,
 }
 
-impl Userinfo {
-    /// The value of a `Proxy-Authorization` field (RFC 7617).
-    pub(super) fn to_basic(&self) -> Secret {
-        basic(&self.username, self.password.reveal())
+impl UrlScheme {
+    const ALL: [Self; 4] = [Self::Http, Self::Https, Self::Socks5, Self::Socks5h];
+
+    /// As it is written.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Socks5 => "socks5",
+            Self::Socks5h => "socks5h",
+        }
+    }
+
+    /// Whether it is one of SOCKS.
+    pub(super) fn is_socks(self) -> bool {
+        matches!(self, Self::Socks5 | Self::Socks5h)
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+            Self::Socks5 | Self::Socks5h => 1080,
+        }
     }
 }
 
-/// The value of a `Proxy-Authorization` field (RFC 7617).
-pub(super) fn basic(username: &str, password: &str) -> Secret {
-    Secret::new(format!(
-        "Basic {}",
-        BASE64.encode(format!("{username}:{password}"))
-    ))
+/// What stands before the `@` of a URL, decoded.
+#[derive(Clone, Debug)]
+pub(super) struct Userinfo {
+    /// The user name.
+    pub(super) username: String,
+    /// The password; empty where there is none.
+    pub(super) password: Secret,
 }
 
 /// Why a URL names no proxy. No variant holds what may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ProxyUrlError {
     /// A kind of proxy that this version does not speak to.
-    #[error("{0}:// upstreams are not in this version; http:// is")]
+    #[error("{0}:// is no proxy's scheme: http, https, socks5 and socks5h are")]
     Scheme(String),
     /// The host or port is none.
     #[error("{0}")]
@@ -108,12 +140,17 @@ pub(super) enum ProxyUrlError {
     Userinfo,
 }
 
-/// Reads `[http://][user[:password]@]host[:port][/]`; the port defaults to 80.
+/// Reads `[scheme://][user[:password]@]host[:port][/]`; the scheme defaults to http, the port to the scheme's.
 pub(super) fn parse_proxy_url(text: &str) -> Result<ProxyUrl, ProxyUrlError> {
-    let rest = match text.split_once("://") {
-        None => text,
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-        Some((scheme, _)) => {
+    let known = |scheme: &str| {
+        let mut all = UrlScheme::ALL.into_iter();
+        all.find(|known| scheme.eq_ignore_ascii_case(known.as_str()))
+    };
+    let parts = text.split_once("://");
+    let (scheme, rest) = match parts.map(|(scheme, rest)| (scheme, known(scheme), rest)) {
+        None => (UrlScheme::Http, text),
+        Some((_, Some(scheme), rest)) => (scheme, rest),
+        Some((scheme, None, _)) => {
             let is_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
             let scheme: String = scheme.chars().filter(|c| is_scheme(*c)).take(20).collect();
             return Err(ProxyUrlError::Scheme(scheme.to_lowercase()));
@@ -129,10 +166,13 @@ pub(super) fn parse_proxy_url(text: &str) -> Result<ProxyUrl, ProxyUrlError> {
         return Err(ProxyUrlError::Path);
     }
     let target = match Target::from_authority(authority) {
-        Err(TargetError::MissingPort(_)) => Target::from_authority(&format!("{authority}:80")),
+        Err(TargetError::MissingPort(_)) => {
+            Target::from_authority(&format!("{authority}:{}", scheme.port()))
+        }
         other => other,
     };
     Ok(ProxyUrl {
+        scheme,
         target: target.map_err(ProxyUrlError::Target)?,
         userinfo,
     })
@@ -229,8 +269,37 @@ impl ProxyVariables {
     }
 }
 
+/// Whether a value can stand for a proxy, and whether it leads to one of our own listeners.
+///
+/// # Errors
+/// What is wrong with it, without what may be a secret.
+pub fn is_usable_proxy(value: &str, own: SocketAddr) -> Result<bool, String> {
+    Ok(is_own(&proxy_target(value)?, own))
+}
+
+/// Where the proxy of a value listens.
+///
+/// # Errors
+/// What is wrong with it, without what may be a secret.
+pub fn proxy_target(value: &str) -> Result<Target, String> {
+    let proxy = parse_proxy_url(value.trim()).map_err(|error| error.to_string())?;
+    Ok(proxy.target)
+}
+
+/// A proxy's URL without its credentials.
+pub fn without_credentials(value: &str) -> String {
+    let (scheme, rest) = match value.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), value),
+    };
+    match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}…@{host}"),
+        None => format!("{scheme}{rest}"),
+    }
+}
+
 /// The list of hosts that are reached without a proxy, and a warning where its two names differ.
-pub(super) fn no_proxy(environment: &Environment) -> (&str, Option<String>) {
+pub fn no_proxy(environment: &Environment) -> (&str, Option<String>) {
     let names = ["NO_PROXY", "no_proxy"];
     let list = environment.first(&names).map_or("", |(_, list)| list);
     (list, difference(environment, names))
@@ -273,7 +342,13 @@ mod tests {
             Some(proxy) => {
                 let user = proxy.userinfo.as_ref();
                 let user = user.map(|u| format!("{}:{}@", u.username, u.password.reveal()));
-                format!("{}{}", user.unwrap_or_default(), proxy.target)
+                let scheme = match proxy.scheme {
+                    UrlScheme::Http => "",
+                    UrlScheme::Https => "https://",
+                    UrlScheme::Socks5 => "socks5://",
+                    UrlScheme::Socks5h => "socks5h://",
+                };
+                format!("{scheme}{}{}", user.unwrap_or_default(), proxy.target)
             }
         }
     }
@@ -358,9 +433,14 @@ mod tests {
                 "me:p@ss/word@h:1 - 0e 0w",
             ),
             ("HTTP_PROXY=http://me@h:1", "me:@h:1 - 0e 0w"),
-            ("HTTP_PROXY=https://h:1", "- - 1e 0w"),
-            ("ALL_PROXY=socks5://h:1", "- - 1e 0w"),
-            ("HTTP_PROXY=socks5h://h:1", "- - 1e 0w"),
+            ("HTTP_PROXY=https://h:1", "https://h:1 - 0e 0w"),
+            ("HTTP_PROXY=https://h", "https://h:443 - 0e 0w"),
+            (
+                "ALL_PROXY=socks5://h",
+                "socks5://h:1080 socks5://h:1080 0e 0w",
+            ),
+            ("HTTP_PROXY=SOCKS5H://h:1", "socks5h://h:1 - 0e 0w"),
+            ("HTTP_PROXY=socks4://h:1", "- - 1e 0w"),
             ("HTTP_PROXY=http://h:1/path", "- - 1e 0w"),
             ("HTTP_PROXY=http://h:99999", "- - 1e 0w"),
             ("HTTP_PROXY=http://127.1:80", "- - 1e 0w"),

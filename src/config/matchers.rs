@@ -7,11 +7,15 @@ use http::{HeaderName, Method};
 use regex::RegexBuilder;
 
 use super::check::Context;
+use super::clients;
 use super::decode::{At, Named, Net, OneOrMany, PortRange, clip, nearest};
 use super::diag::Findings;
 use super::env;
+use super::include;
 use super::raw;
+use crate::policy::flight::Proto;
 use crate::policy::matcher::{Hosts, Matcher, Resolve, Set};
+use crate::policy::modules::{Modules, Pattern};
 use crate::policy::no_proxy::{Dialect, NoProxy};
 use crate::policy::{Ports, Scheme};
 
@@ -21,34 +25,96 @@ const LARGEST_REGEX: usize = 256 * 1024;
 
 /// Compiles the `sets` section.
 pub(super) fn sets(
-    raw: Option<&At<Named<raw::Set>>>,
+    raw: Option<&At<Named<raw::matchers::Set>>>,
     findings: &mut Findings<'_>,
 ) -> Vec<Arc<Set>> {
     let entries = raw.iter().flat_map(|raw| raw.iter());
-    let set = |(name, raw): &(At<String>, raw::Set)| {
-        if raw.hosts.is_none() && raw.domains.is_none() && raw.ips.is_none() {
-            let message = format!("set `{}` is empty", clip(name));
-            let help = "give it `hosts`, `domains` or `ips`";
-            findings.error(name.place, message).with_help(help);
+    let set = |(name, raw): &(At<String>, raw::matchers::Set)| set(name, raw, findings);
+    entries.map(set).map(Arc::new).collect()
+}
+
+fn set(name: &At<String>, raw: &raw::matchers::Set, findings: &mut Findings<'_>) -> Set {
+    if raw.has.is_empty() {
+        let message = format!("set `{}` is empty", clip(name));
+        let help = "give it `hosts`, `domains`, `ips`, `go_modules` or a `file`";
+        findings.error(name.place, message).with_help(help);
+    }
+    let lines = match (&raw.file, &raw.kind) {
+        (Some(file), Some(kind)) => {
+            let lines = include::lines(file, findings);
+            if lines.as_ref().is_some_and(Vec::is_empty) {
+                let message = format!("nothing stands in `{}`", clip(file));
+                findings.warn(file.place, message);
+            }
+            lines.map(|lines| (kind.value, lines))
         }
-        Arc::new(Set {
-            name: name.value.as_str().into(),
-            hosts: hosts(raw.hosts.as_ref(), raw.domains.as_ref(), findings).unwrap_or_default(),
-            nets: raw
-                .ips
-                .iter()
-                .flat_map(|nets| nets.iter())
-                .map(|net| net.0)
-                .collect(),
-        })
+        (Some(file), None) => {
+            let message = "`kind` says what the lines of the file are";
+            let help = "one of hosts, domains, ips, go_modules";
+            findings.error(file.place, message).with_help(help);
+            None
+        }
+        (None, Some(kind)) => {
+            let message = "`kind` speaks of the lines of a `file`, and there is none";
+            findings.error(kind.place, message);
+            None
+        }
+        (None, None) => None,
     };
-    entries.map(set).collect()
+    let listed = |kind: raw::matchers::SetKind| match &lines {
+        Some((of, lines)) if *of == kind => &**lines,
+        _ => &[],
+    };
+    let all = |list: &Option<At<OneOrMany<String>>>, kind| {
+        let written = list.iter().flat_map(|list| list.iter());
+        written.chain(listed(kind)).cloned().collect::<Vec<_>>()
+    };
+    let names = all(&raw.hosts, raw::matchers::SetKind::Hosts);
+    let domains = all(&raw.domains, raw::matchers::SetKind::Domains);
+    let modules = all(&raw.go_modules, raw::matchers::SetKind::GoModules);
+    let mut nets: Vec<_> = raw
+        .ips
+        .iter()
+        .flat_map(|nets| nets.iter())
+        .map(|net| net.0)
+        .collect();
+    for line in listed(raw::matchers::SetKind::Ips) {
+        if let Some(net) = super::decode::net(line) {
+            nets.push(net);
+        } else {
+            let message = format!("`{}` is not an address or a range", clip(line));
+            findings.error(line.place, message);
+        }
+    }
+    Set {
+        name: name.value.as_str().into(),
+        hosts: hosts_of(&names, &domains, findings).unwrap_or_default(),
+        nets: nets.into_iter().collect(),
+        modules: modules_of(&modules, findings),
+    }
+}
+
+/// Compiles patterns of Go modules; commas separate them too, as in GOPRIVATE.
+fn modules_of(patterns: &[At<String>], findings: &mut Findings<'_>) -> Modules {
+    let mut modules = Vec::new();
+    for list in patterns {
+        let parts = list.split(',').filter(|part| !part.trim().is_empty());
+        for part in parts {
+            match Pattern::parse(part) {
+                Ok(pattern) => modules.push(pattern),
+                Err(error) => {
+                    let message = format!("`{}`: {error}", clip(part.trim()));
+                    findings.error(list.place, message);
+                }
+            }
+        }
+    }
+    modules.into_iter().collect()
 }
 
 /// Compiles a `match`.
 pub(super) fn matcher(
-    raw: &raw::Match,
-    sets: &[Arc<Set>],
+    raw: &raw::matchers::Match,
     context: &Context<'_>,
     findings: &mut Findings<'_>,
 ) -> Matcher {
@@ -69,9 +135,9 @@ pub(super) fn matcher(
     match (&raw.ip, &raw.resolve) {
         (Some(nets), resolve) => {
             let resolve = match resolve.as_ref().map(|resolve| resolve.value) {
-                None | Some(raw::Resolve::Never) => Resolve::Never,
-                Some(raw::Resolve::Any) => Resolve::Any,
-                Some(raw::Resolve::All) => Resolve::All,
+                None | Some(raw::matchers::Resolve::Never) => Resolve::Never,
+                Some(raw::matchers::Resolve::Any) => Resolve::Any,
+                Some(raw::matchers::Resolve::All) => Resolve::All,
             };
             parts.push(Matcher::Ip(
                 nets.iter().map(|net: &At<Net>| net.0).collect(),
@@ -87,7 +153,7 @@ pub(super) fn matcher(
     if let Some(names) = &raw.set {
         let named = names
             .iter()
-            .filter_map(|name| find_set(name, sets, findings));
+            .filter_map(|name| find_set(name, context.sets, findings));
         parts.push(Matcher::Sets(named.collect()));
     }
     if let Some(list) = &raw.no_proxy {
@@ -95,8 +161,8 @@ pub(super) fn matcher(
     }
     parts.extend(raw.port.as_ref().map(|p| Matcher::Port(ports(p))));
     parts.extend(raw.scheme.as_ref().map(|scheme| match scheme.value {
-        raw::Scheme::Connect => Matcher::Scheme(Scheme::Connect),
-        raw::Scheme::Http => Matcher::Scheme(Scheme::Http),
+        raw::matchers::Scheme::Connect => Matcher::Scheme(Scheme::Connect),
+        raw::matchers::Scheme::Http => Matcher::Scheme(Scheme::Http),
     }));
     if let Some(names) = &raw.method {
         let methods = names.iter().filter_map(|name| method(name, findings));
@@ -113,14 +179,24 @@ pub(super) fn matcher(
             }
         }
     }
-    if let Some(nets) = raw.client.as_ref().and_then(|client| client.cidr.as_ref()) {
-        parts.push(Matcher::Client(
-            nets.iter().map(|net: &At<Net>| net.0).collect(),
-        ));
+    if let Some(client) = &raw.client {
+        parts.extend(clients::of_match(client, context, findings));
     }
-    let mut inner = |list: &Vec<At<raw::Match>>| -> Vec<Matcher> {
+    parts.extend(hosts(raw.sni.as_ref(), None, findings).map(Matcher::Sni));
+    if let Some(names) = &raw.alpn {
+        let names = names.iter().map(|name| name.as_str().into());
+        parts.push(Matcher::Alpn(names.collect()));
+    }
+    if let Some(protos) = &raw.proto {
+        let protos = protos.iter().map(|proto| proto_of(proto.value));
+        parts.push(Matcher::Proto(protos.collect()));
+    }
+    if let Some(patterns) = &raw.go_module {
+        parts.push(Matcher::GoModule(modules_of(patterns, findings)));
+    }
+    let mut inner = |list: &Vec<At<raw::matchers::Match>>| -> Vec<Matcher> {
         list.iter()
-            .map(|raw| matcher(raw, sets, context, findings))
+            .map(|raw| matcher(raw, context, findings))
             .collect()
     };
     let any = raw.any.as_ref().map(|any| (any.place, inner(any)));
@@ -128,7 +204,7 @@ pub(super) fn matcher(
     parts.extend(
         raw.not
             .as_ref()
-            .map(|not| Matcher::Not(Box::new(matcher(not, sets, context, findings)))),
+            .map(|not| Matcher::Not(Box::new(matcher(not, context, findings)))),
     );
     if let Some((place, any)) = any {
         if any.is_empty() {
@@ -140,15 +216,25 @@ pub(super) fn matcher(
     Matcher::All(parts)
 }
 
+/// What is spoken in a tunnel, as rules know it.
+pub(super) fn proto_of(raw: raw::matchers::Proto) -> Proto {
+    match raw {
+        raw::matchers::Proto::Tls => Proto::Tls,
+        raw::matchers::Proto::Http => Proto::Http,
+        raw::matchers::Proto::Ssh => Proto::Ssh,
+        raw::matchers::Proto::Other => Proto::Other,
+    }
+}
+
 /// Compiles a `no_proxy` list.
 pub(super) fn no_proxy(
-    raw: &At<raw::NoProxyList>,
+    raw: &At<raw::matchers::NoProxyList>,
     context: &Context<'_>,
     findings: &mut Findings<'_>,
 ) -> Arc<NoProxy> {
     let dialect = match raw.0.dialect.as_ref().map(|dialect| dialect.value) {
-        None | Some(raw::Dialect::Go) => Dialect::Go,
-        Some(raw::Dialect::Curl) => Dialect::Curl,
+        None | Some(raw::matchers::Dialect::Go) => Dialect::Go,
+        Some(raw::matchers::Dialect::Curl) => Dialect::Curl,
     };
     let list = match raw.0.list.as_ref().map(|list| list.as_str()) {
         Some("env") => {
@@ -169,22 +255,30 @@ pub(super) fn ports(raw: &OneOrMany<PortRange>) -> Ports {
     raw.iter().map(|range| range.0.clone()).collect()
 }
 
-fn hosts<'w>(
-    hosts: Option<&'w At<OneOrMany<String>>>,
-    domains: Option<&'w At<OneOrMany<String>>>,
+fn hosts(
+    hosts: Option<&At<OneOrMany<String>>>,
+    domains: Option<&At<OneOrMany<String>>>,
     findings: &mut Findings<'_>,
 ) -> Option<Hosts> {
     if hosts.is_none() && domains.is_none() {
         return None;
     }
-    let of = |list: Option<&'w At<OneOrMany<String>>>| -> Vec<&'w At<String>> {
-        list.iter().flat_map(|list| list.iter()).collect()
+    let of = |list: Option<&At<OneOrMany<String>>>| -> Vec<At<String>> {
+        list.iter().flat_map(|list| list.iter()).cloned().collect()
     };
-    let (hosts, domains) = (of(hosts), of(domains));
-    let texts = |list: &[&'w At<String>]| -> Vec<&'w str> {
+    hosts_of(&of(hosts), &of(domains), findings)
+}
+
+/// Compiles host patterns and domains; `None` where some are none.
+fn hosts_of(
+    hosts: &[At<String>],
+    domains: &[At<String>],
+    findings: &mut Findings<'_>,
+) -> Option<Hosts> {
+    fn texts(list: &[At<String>]) -> Vec<&str> {
         list.iter().map(|pattern| pattern.as_str()).collect()
-    };
-    if let Ok(hosts) = Hosts::new(&texts(&hosts), &texts(&domains)) {
+    }
+    if let Ok(hosts) = Hosts::new(&texts(hosts), &texts(domains)) {
         return Some(hosts);
     }
     // It tells the first bad one only: ask for each alone.

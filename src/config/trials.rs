@@ -6,14 +6,19 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use jiff::Timestamp;
 
+use super::chains::unknown;
 use super::check::{self, Context};
+use super::clients;
 use super::decode::{At, clip, nearest};
 use super::diag::{Diagnostic, Findings, Place};
 use super::env::Environment;
 use super::matchers;
 use super::raw;
-use crate::client::Client;
-use crate::policy::explain::{Does, Explanation, explain};
+use crate::client::{Claim, Client};
+use crate::policy::clients::Role;
+use crate::policy::explain::{Does, Explanation, Injected, explain};
+use crate::policy::flight::Flight;
+use crate::policy::matcher::Matcher;
 use crate::policy::{Lookup, Needs, Policy, Query, Scheme};
 use crate::target::Target;
 
@@ -25,12 +30,14 @@ pub struct Trial {
     /// The policy under the environment of this test.
     policy: Arc<Policy>,
     client: Client,
+    claim: Claim,
     scheme: Scheme,
     method: Method,
     target: Target,
     path: Option<String>,
     headers: Option<HeaderMap>,
     addresses: Option<Vec<IpAddr>>,
+    flight: Flight,
     now: Option<Timestamp>,
     expect: Expected,
     /// What a failure is told with.
@@ -47,6 +54,11 @@ struct Expected {
     reason: Option<String>,
     status: Option<u16>,
     code: Option<String>,
+    /// Names with commas, or `none`.
+    fault: Option<String>,
+    user: Option<String>,
+    label: Option<String>,
+    roles: Vec<String>,
 }
 
 /// What came of a test.
@@ -78,6 +90,22 @@ impl Trial {
         }
     }
 
+    /// What is asked, with nothing found out yet.
+    fn query(&self, now: Timestamp) -> Query<'_> {
+        Query {
+            client: &self.client,
+            claim: &self.claim,
+            scheme: self.scheme,
+            method: &self.method,
+            target: &self.target,
+            path: self.path.as_deref(),
+            headers: self.headers.as_ref(),
+            addresses: None,
+            first_flight: None,
+            now: self.now.unwrap_or(now),
+        }
+    }
+
     fn explain(&self, now: Timestamp) -> Explanation {
         let pinned = self
             .target
@@ -86,21 +114,12 @@ impl Trial {
             .and_then(|name| self.policy.pinned(name));
         let addresses = self.addresses.as_deref().or(pinned);
         let lookup = addresses.map_or(Lookup::Failed, Lookup::Found);
-        let mut query = Query {
-            client: &self.client,
-            scheme: self.scheme,
-            method: &self.method,
-            target: &self.target,
-            path: self.path.as_deref(),
-            headers: self.headers.as_ref(),
-            addresses: None,
-            now: self.now.unwrap_or(now),
-        };
-        let mut explanation = match explain(&self.policy, &query) {
-            Ok(explanation) => explanation,
-            Err(Needs::Addresses) => {
-                query.addresses = Some(lookup);
-                explain(&self.policy, &query).unwrap_or_else(|_| unreachable!("the fact is there"))
+        let mut query = self.query(now);
+        let mut explanation = loop {
+            match explain(&self.policy, &query) {
+                Ok(explanation) => break explanation,
+                Err(Needs::Addresses) => query.addresses = Some(lookup),
+                Err(Needs::FirstFlight) => query.first_flight = Some(&self.flight),
             }
         };
         // The guards look once more at what is about to be dialled.
@@ -123,7 +142,7 @@ impl Trial {
     }
 
     fn compare(&self, explanation: &Explanation) -> Option<Diagnostic> {
-        let got = &explanation.decision;
+        let (asked, got) = (&explanation.request, &explanation.decision);
         let word = |does: Does| match does {
             Does::Direct => "direct",
             Does::Via => "via",
@@ -143,13 +162,18 @@ impl Trial {
             ("reason", expect.reason.clone(), got.reason.clone()),
             ("status", status(expect.status), status(got.status)),
             ("code", expect.code.clone(), got.code.clone()),
+            ("fault", expect.fault.clone(), Some(names_of(&got.faults))),
+            ("user", expect.user.clone(), asked.user.clone()),
+            ("label", expect.label.clone(), asked.label.clone()),
         ];
+        let lacks = (expect.roles.iter()).filter(|role| !asked.roles.contains(role));
+        let lacks = lacks.map(|role| format!("the client has no role {role}"));
         let differ = pairs.iter().filter_map(|(key, expected, got)| {
             let expected = expected.as_ref().filter(|_| expected != got)?;
             let got = got.as_deref().unwrap_or("none");
             Some(format!("{key} is {got}, expected {expected}"))
         });
-        let differ: Vec<_> = differ.collect();
+        let differ: Vec<_> = differ.chain(lacks).collect();
         if differ.is_empty() {
             return None;
         }
@@ -171,6 +195,18 @@ impl Trial {
         diagnostic.help = Some(help);
         Some(diagnostic)
     }
+}
+
+/// The names of faults, with commas.
+fn names_of(faults: &[Injected]) -> String {
+    let mut names: Vec<&str> = faults.iter().map(|fault| &*fault.name).collect();
+    names.dedup();
+    let names = if names.is_empty() {
+        vec!["none"]
+    } else {
+        names
+    };
+    names.join(", ")
 }
 
 /// Makes the tests of a policy without mistakes ready to run.
@@ -196,7 +232,7 @@ pub(super) fn check(
             policies.push((environment, Arc::clone(&policy)));
             policy
         };
-        trials.extend(trial(test, policy, findings));
+        trials.extend(trial(test, policy, context, findings));
     }
     trials
 }
@@ -214,7 +250,7 @@ fn compile(
         secrets: None,
         ..*context
     };
-    let mut own = Findings::new(Arc::clone(findings.file()), "");
+    let mut own = findings.aside();
     let policy = check::policy(raw, &context, &mut own);
     if own.has_errors() {
         let errors = own.finish().into_iter().filter(Diagnostic::is_error);
@@ -225,7 +261,12 @@ fn compile(
     policy
 }
 
-fn trial(test: &At<raw::Test>, policy: Arc<Policy>, findings: &mut Findings<'_>) -> Option<Trial> {
+fn trial(
+    test: &At<raw::trials::Test>,
+    policy: Arc<Policy>,
+    context: &Context<'_>,
+    findings: &mut Findings<'_>,
+) -> Option<Trial> {
     let head = test
         .connect
         .as_ref()
@@ -269,17 +310,13 @@ fn trial(test: &At<raw::Test>, policy: Arc<Policy>, findings: &mut Findings<'_>)
         Scheme::Connect => format!("CONNECT {target}"),
         Scheme::Http => format!("{method} http://{target}{path_text}"),
     };
-    let client = test
-        .client
-        .as_ref()
-        .map_or(Ipv4Addr::LOCALHOST.into(), |at| at.0.addr());
-    Some(Trial {
+    let roles = named_roles(test, context, findings);
+    let (client, claim) = client(test, &roles, &policy, context);
+    let flight = flight(test, scheme, &target, findings);
+    let trial = Trial {
         name: clip(&shown),
-        client: Client {
-            peer: SocketAddr::new(client, 40000),
-            local: super::DEFAULT_LISTEN,
-            listener: "proxy".into(),
-        },
+        client,
+        claim,
         scheme,
         method,
         target,
@@ -289,11 +326,136 @@ fn trial(test: &At<raw::Test>, policy: Arc<Policy>, findings: &mut Findings<'_>)
             .addresses
             .as_ref()
             .map(|list| list.iter().map(|at| at.0).collect()),
+        flight,
         now: test.now.as_ref().map(|now| now.0),
-        expect: expected(test.expect.as_ref()?, &policy, findings),
+        expect: expected(test.expect.as_ref()?, &policy, context, findings),
         policy,
         diagnostic: findings.draft(place),
-    })
+    };
+    let query = trial.query(Timestamp::UNIX_EPOCH);
+    for (name, role) in &roles {
+        if !clients::has_role(role, &query) {
+            let message = format!(
+                "the client of this test does not have role `{}`",
+                clip(name)
+            );
+            let help =
+                "say what the role asks for: its label, its address, its user or its listener";
+            findings.error(name.place, message).with_help(help);
+        }
+    }
+    Some(trial)
+}
+
+/// The roles that a test's client is to have.
+fn named_roles<'t>(
+    test: &'t raw::trials::Test,
+    context: &Context<'_>,
+    findings: &mut Findings<'_>,
+) -> Vec<(&'t At<String>, Arc<Role>)> {
+    let names = test
+        .client
+        .as_ref()
+        .and_then(|client| client.0.role.as_ref());
+    let names = names.iter().flat_map(|names| names.iter());
+    names
+        .filter_map(|name| Some((name, clients::role(name, context.clients, findings)?)))
+        .collect()
+}
+
+/// The client of a test: as it is written, and where nothing is, as its roles ask.
+fn client(
+    test: &raw::trials::Test,
+    roles: &[(&At<String>, Arc<Role>)],
+    policy: &Policy,
+    context: &Context<'_>,
+) -> (Client, Claim) {
+    let mut ip = None;
+    let mut claim = Claim::NONE;
+    let mut listener = None;
+    for (_, role) in roles {
+        let Matcher::All(parts) = &role.matcher else {
+            continue;
+        };
+        for part in parts {
+            if let Matcher::Client(nets) = part {
+                ip = ip.or(nets.first().map(ipnet::IpNet::addr));
+            } else if let Matcher::User(users) = part {
+                claim.user = claim.user.or(users.first().cloned());
+            } else if let Matcher::Label(patterns) = part {
+                let fits = patterns.written().iter().find_map(|pattern| {
+                    let example = pattern.replace(['*', '?'], "x");
+                    patterns.contain(&example).then(|| example.into())
+                });
+                claim.label = claim.label.or(fits);
+            } else if let Matcher::Listener(names) = part {
+                listener = listener.or(names.first().cloned());
+            }
+        }
+    }
+    if let Some(raw) = test.client.as_ref().map(|client| &client.0) {
+        ip = raw.cidr.as_ref().map(|net| net.0.addr()).or(ip);
+        if let Some(name) = &raw.user {
+            let given = Claim::of(name, policy.labels);
+            claim.user = given.user;
+            claim.label = given.label.or(claim.label);
+        }
+        if let Some(label) = &raw.label {
+            claim.label = Some(label.as_str().into());
+        }
+        if let Some(name) = &raw.listener {
+            listener = Some(name.as_str().into());
+        }
+    }
+    claim.is_proven = claim.user.is_some() && policy.proves_users;
+    let client = Client {
+        peer: SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), 40000),
+        local: context.address_of(listener.as_deref()),
+        listener: listener
+            .or(context.listeners.written.first().cloned())
+            .unwrap_or_else(|| "proxy".into()),
+    };
+    (client, claim)
+}
+
+/// What comes first in the tunnel of a test.
+fn flight(
+    test: &raw::trials::Test,
+    scheme: Scheme,
+    target: &Target,
+    findings: &mut Findings<'_>,
+) -> Flight {
+    let written = [
+        test.sni.as_ref().map(|at| at.place),
+        test.alpn.as_ref().map(|at| at.place),
+        test.proto.as_ref().map(|at| at.place),
+    ];
+    let Some(first) = written.into_iter().flatten().next() else {
+        return Flight::usual(target);
+    };
+    if scheme == Scheme::Http {
+        findings.error(
+            first,
+            "a plain request has no first flight; ask with `connect`",
+        );
+    }
+    let proto = test.proto.as_ref().map(|proto| proto.value);
+    let is_tls = matches!(proto, None | Some(raw::matchers::Proto::Tls));
+    if let (false, [Some(place), _, _] | [None, Some(place), _]) = (is_tls, written) {
+        findings.error(place, "only TLS has SNI and ALPN");
+    }
+    match proto {
+        None | Some(raw::matchers::Proto::Tls) => {
+            let alpn = test.alpn.iter().flat_map(|alpn| alpn.iter());
+            Flight::tls(
+                test.sni.as_ref().map(|name| name.as_str()),
+                alpn.map(|protocol| protocol.as_str()),
+            )
+        }
+        Some(raw::matchers::Proto::Http) => Flight::Http,
+        Some(raw::matchers::Proto::Ssh) => Flight::Ssh,
+        Some(raw::matchers::Proto::Other) => Flight::Other,
+    }
 }
 
 /// The target and path of a plain request.
@@ -322,7 +484,7 @@ fn url(get: &At<String>, findings: &mut Findings<'_>) -> Option<(Target, String)
     None
 }
 
-fn headers(test: &raw::Test, findings: &mut Findings<'_>) -> HeaderMap {
+fn headers(test: &raw::trials::Test, findings: &mut Findings<'_>) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in test.headers.iter().flat_map(|headers| headers.iter()) {
         match (
@@ -340,14 +502,20 @@ fn headers(test: &raw::Test, findings: &mut Findings<'_>) -> HeaderMap {
     map
 }
 
-fn expected(raw: &At<raw::Expect>, policy: &Policy, findings: &mut Findings<'_>) -> Expected {
-    const GUARDS: [&str; 7] = [
+fn expected(
+    raw: &At<raw::trials::Expect>,
+    policy: &Policy,
+    context: &Context<'_>,
+    findings: &mut Findings<'_>,
+) -> Expected {
+    const GUARDS: [&str; 8] = [
         "guards.loopback",
         "guards.link_local",
         "guards.private",
         "guards.connect_ports",
         "guards.special",
         "guards.own",
+        "guards.sni_mismatch",
         "never_ports",
     ];
     let rules = || {
@@ -379,9 +547,9 @@ fn expected(raw: &At<raw::Expect>, policy: &Policy, findings: &mut Findings<'_>)
             route => known(route, "route", routes().collect()),
         },
         action: raw.action.as_ref().map(|action| match action.value {
-            raw::ExpectAction::Direct => Does::Direct,
-            raw::ExpectAction::Via => Does::Via,
-            raw::ExpectAction::Block => Does::Block,
+            raw::trials::ExpectAction::Direct => Does::Direct,
+            raw::trials::ExpectAction::Via => Does::Via,
+            raw::trials::ExpectAction::Block => Does::Block,
         }),
         reason: raw.reason.as_ref().map(|reason| reason.value.clone()),
         status: raw
@@ -389,10 +557,30 @@ fn expected(raw: &At<raw::Expect>, policy: &Policy, findings: &mut Findings<'_>)
             .as_ref()
             .map(|status| u16::try_from(status.0).unwrap_or(u16::MAX)),
         code: raw.code.as_ref().map(|code| code.value.clone()),
+        fault: raw.fault.as_ref().map(|names| {
+            let known = || policy.faults().into_iter().chain(["none"]);
+            for name in names
+                .iter()
+                .filter(|name| !known().any(|one| one == name.as_str()))
+            {
+                unknown(name, "fault at work", known(), findings);
+            }
+            let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+            names.join(", ")
+        }),
+        user: (raw.client.as_ref()).and_then(|client| Some(client.user.as_ref()?.value.clone())),
+        label: (raw.client.as_ref()).and_then(|client| Some(client.label.as_ref()?.value.clone())),
+        roles: (raw.client.iter())
+            .flat_map(|client| client.role.iter().flat_map(|names| names.iter()))
+            .filter_map(|name| clients::role(name, context.clients, findings))
+            .map(|role| role.name.to_string())
+            .collect(),
     };
     let is_empty = this.rule.is_none()
         && this.action.is_none()
         && this.route.is_none()
+        && this.fault.is_none()
+        && raw.client.is_none()
         && this.would.is_none();
     if is_empty && this.reason.is_none() && this.status.is_none() && this.code.is_none() {
         findings.error(raw.place, "this expects nothing, so it always passes");

@@ -1,25 +1,37 @@
 //! Upstreams and their secrets: from URLs and references to routes.
 
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
+mod auth;
+pub(super) mod tls;
+
 use std::sync::Arc;
 
-use super::Secrets;
+use super::chains::{Draft, is_chain, unknown};
 use super::check::Context;
-use super::decode::{At, Named, clip, nearest};
+use super::decode::{At, Named, clip};
 use super::diag::{Findings, Place};
-use super::env::{ProxyUrl, ProxyUrlError, ProxyVariables, basic, parse_proxy_url, proxies};
-use super::raw::{self, SecretRef};
+use super::env::{ProxyUrl, ProxyUrlError, ProxyVariables, UrlScheme, parse_proxy_url, proxies};
+use super::faults::Profiles;
+use super::groups;
+use super::include;
+use super::raw;
 use super::yaml::{Node, Value};
+use crate::pac::{self, Script};
+use crate::policy::chain::Chain;
+use crate::policy::fault::Fault;
+use crate::policy::group::Group;
+use crate::policy::upstream::{Auth, Forward, Protocol, ProxyProtocol, Send, Upstream, Versions};
 use crate::policy::{ByScheme, Route, RouteId, RouteSpec};
-use crate::secret::Secret;
 
 /// The ways out of a policy by the names that `via` knows.
 #[derive(Debug)]
 pub(super) struct Routes {
     /// By [`RouteId`].
     pub(super) list: Vec<Route>,
+    /// The faults that may stand in the way of one.
+    pub(super) profiles: Profiles,
     names: Vec<(Arc<str>, ByScheme)>,
+    /// What else `via` knows by name, and what it is: no member of a group.
+    no_members: Vec<(Arc<str>, &'static str)>,
 }
 
 /// The route of both kinds of request.
@@ -31,7 +43,8 @@ pub(super) const DIRECT: ByScheme = ByScheme {
 impl Routes {
     /// Compiles the `upstreams` section.
     pub(super) fn compile(
-        raw: Option<&At<Named<raw::Upstream>>>,
+        raw: Option<&At<Named<raw::upstreams::AnyUpstream>>>,
+        profiles: Profiles,
         context: &Context<'_>,
         findings: &mut Findings<'_>,
     ) -> Self {
@@ -40,75 +53,334 @@ impl Routes {
                 name: "direct".into(),
                 spec: RouteSpec::Direct,
             }],
+            profiles,
             names: vec![("direct".into(), DIRECT)],
+            no_members: Vec::new(),
         };
-        for (name, upstream) in raw.iter().flat_map(|raw| raw.iter()) {
-            let is_word = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
-            if matches!(name.as_str(), "direct" | "off") {
-                findings.error(
-                    name.place,
-                    format!(
-                        "`{}` is no name for an upstream: it is a route of its own",
-                        name.value
-                    ),
-                );
-            } else if name.is_empty() || name.len() > 64 || !name.chars().all(is_word) {
-                let message = "an upstream's name is made of a-z, 0-9, _ and -";
-                findings.error(name.place, message);
-            }
+        let list = || raw.iter().flat_map(|raw| raw.iter());
+        for (name, upstream) in list() {
+            check_name(name, "an upstream", findings);
+            let raw::upstreams::AnyUpstream::Proxy(upstream) = upstream else {
+                continue;
+            };
             // An upstream with a mistake keeps its name, so that `via` does not report it again.
             let routes = this
                 .add(name, upstream, context, findings)
                 .unwrap_or(DIRECT);
             this.names.push((name.value.as_str().into(), routes));
         }
+        // Behind the upstreams that their scripts may name.
+        for (name, upstream) in list() {
+            if let raw::upstreams::AnyUpstream::Pac(raw::upstreams::PacFile {
+                pac: Some(file),
+                ..
+            }) = upstream
+            {
+                let script = context.scripts.iter().find(|(at, _)| *at == file.place);
+                let route = script.map_or(RouteId::DIRECT, |(_, script)| {
+                    this.push_route(Route {
+                        name: name.value.as_str().into(),
+                        spec: RouteSpec::Pac(script.clone()),
+                    })
+                });
+                let both = ByScheme {
+                    http: route,
+                    connect: route,
+                };
+                this.names.push((name.value.as_str().into(), both));
+            }
+        }
         this
     }
 
-    /// What `via` names.
-    pub(super) fn find(&self, via: &At<String>, findings: &mut Findings<'_>) -> Option<ByScheme> {
+    /// Compiles the `groups` section, whose members are upstreams.
+    pub(super) fn add_groups(&mut self, raw: &raw::Policy, findings: &mut Findings<'_>) {
+        let chains: Vec<&str> = raw
+            .chains
+            .iter()
+            .flat_map(|raw| raw.iter())
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let list = || raw.groups.iter().flat_map(|raw| raw.iter());
+        for (name, _) in list() {
+            check_name(name, "a group", findings);
+            if self.names.iter().any(|(known, _)| **known == *name.value) {
+                let message = format!("`{}` is an upstream already", clip(name));
+                findings.error(name.place, message);
+            }
+            self.no_members.push((name.as_str().into(), "group"));
+        }
+        let chains = chains.into_iter().map(|name| (name.into(), "chain"));
+        self.no_members.extend(chains);
+        let mut groups = Vec::new();
+        for (name, group) in list() {
+            let both = groups::group(name, group, self, findings);
+            let routes = both.map(|(http, connect)| ByScheme {
+                http: self.push_group(name, http),
+                connect: self.push_group(name, connect),
+            });
+            // A group with a mistake keeps its name, so that `via` does not report it again.
+            groups.push((name.value.as_str().into(), routes.unwrap_or(DIRECT)));
+        }
+        self.names.extend(groups);
+    }
+
+    fn push_group(&mut self, name: &str, group: Group) -> RouteId {
+        self.push_route(Route {
+            name: name.into(),
+            spec: RouteSpec::Group(group),
+        })
+    }
+
+    /// What a member of a group names.
+    pub(super) fn member(
+        &self,
+        name: &At<String>,
+        findings: &mut Findings<'_>,
+    ) -> Option<ByScheme> {
+        let found = self.names.iter().find(|(known, _)| **known == *name.value);
+        if let Some((_, routes)) = found {
+            if self.is_of_pac(*routes) {
+                let message = format!("`{}` is a PAC file: a member is none", clip(name));
+                findings.error(name.place, message);
+                return None;
+            }
+            return Some(*routes);
+        }
+        let other = self
+            .no_members
+            .iter()
+            .find(|(known, _)| **known == *name.value);
+        if let Some((_, what)) = other {
+            let message = format!("`{}` is a {what}: a member is none", clip(name));
+            findings
+                .error(name.place, message)
+                .with_help("write its upstreams here");
+            return None;
+        }
+        let names = self.names.iter().map(|(name, _)| &**name);
+        unknown(name, "upstream", names, findings);
+        None
+    }
+
+    /// Compiles the `chains` section, whose hops are upstreams and groups.
+    pub(super) fn add_chains(
+        &mut self,
+        raw: Option<&At<Named<raw::chains::Chain>>>,
+        findings: &mut Findings<'_>,
+    ) {
+        let mut chains = Vec::new();
+        for (name, chain) in raw.iter().flat_map(|raw| raw.iter()) {
+            check_name(name, "a chain", findings);
+            if self.names.iter().any(|(known, _)| **known == *name.value) {
+                let message = format!("`{}` is an upstream or a group already", clip(name));
+                findings.error(name.place, message);
+            }
+            let draft = match chain {
+                raw::chains::Chain::Text(text) => {
+                    let text = At {
+                        value: text.clone(),
+                        place: name.place,
+                    };
+                    Draft::of_text(&text, findings).map(|draft| draft.named(name))
+                }
+                raw::chains::Chain::Long(long) => Draft::of_long(name, long, findings),
+            };
+            let routes = draft.and_then(|draft| self.add_chain(draft, findings));
+            // A chain with a mistake keeps its name, so that `via` does not report it again.
+            chains.push((name.value.as_str().into(), routes.unwrap_or(DIRECT)));
+        }
+        self.names.extend(chains);
+    }
+
+    fn add_chain(&mut self, draft: Draft<'_>, findings: &mut Findings<'_>) -> Option<ByScheme> {
+        let name: Arc<str> = draft.name().into();
+        let (http, connect) = draft.compile(self, findings)?;
+        let mut add = |chain: Chain| {
+            self.push_route(Route {
+                name: name.clone(),
+                spec: RouteSpec::Chain(chain),
+            })
+        };
+        Some(ByScheme {
+            http: add(http),
+            connect: add(connect),
+        })
+    }
+
+    /// One route for what is the same, so that both kinds of request share its connections.
+    fn push_route(&mut self, route: Route) -> RouteId {
+        let same = self.list.iter().position(|known| *known == route);
+        RouteId(same.unwrap_or_else(|| {
+            self.list.push(route);
+            self.list.len() - 1
+        }))
+    }
+
+    /// Routes with a fault in the way of `hop`, of every hop where `None`; nothing where it strikes none.
+    pub(super) fn wrap(
+        &mut self,
+        routes: ByScheme,
+        fault: &Fault,
+        hop: Option<ByScheme>,
+    ) -> Option<ByScheme> {
+        let fault = Arc::new(fault.clone());
+        let http = self.wrap_one(routes.http, &fault, hop.map(|hop| hop.http));
+        let connect = self.wrap_one(routes.connect, &fault, hop.map(|hop| hop.connect));
+        (http.is_some() || connect.is_some()).then_some(ByScheme {
+            http: http.unwrap_or(routes.http),
+            connect: connect.unwrap_or(routes.connect),
+        })
+    }
+
+    fn wrap_one(
+        &mut self,
+        id: RouteId,
+        fault: &Arc<Fault>,
+        hop: Option<RouteId>,
+    ) -> Option<RouteId> {
+        let base = self.without_faults(id);
+        let route = self.list.get(base.0)?;
+        let name = route.name.clone();
+        if !fault.fits(&route.spec) {
+            // What strikes one hop after another strikes those that it is made of.
+            let mut spec = route.spec.clone();
+            let parts: Vec<&mut RouteId> = match &mut spec {
+                RouteSpec::Chain(chain) => {
+                    chain.hops.iter_mut().map(|hop| &mut hop.route).collect()
+                }
+                RouteSpec::Group(group) => {
+                    let members = group.members.iter_mut();
+                    members.map(|member| &mut member.route).collect()
+                }
+                RouteSpec::Direct
+                | RouteSpec::Upstream(_)
+                | RouteSpec::Pac(_)
+                | RouteSpec::Faulty { .. } => Vec::new(),
+            };
+            // Where the group itself is named, all of its members are meant.
+            let hop = hop.filter(|hop| *hop != base);
+            let mut is_struck = false;
+            for part in parts {
+                if let Some(wrapped) = self.wrap_one(*part, fault, hop) {
+                    *part = wrapped;
+                    is_struck = true;
+                }
+            }
+            // Its own faults stay in front of it.
+            let whole = is_struck.then(|| self.push_route(Route { name, spec }))?;
+            return Some(self.rewrap(id, whole));
+        }
+        if hop.is_some_and(|hop| hop != base) {
+            return None;
+        }
+        let fault = fault.clone();
+        let spec = RouteSpec::Faulty { inner: id, fault };
+        Some(self.push_route(Route { name, spec }))
+    }
+
+    /// The faults of `id` in front of another route.
+    fn rewrap(&mut self, id: RouteId, base: RouteId) -> RouteId {
+        let Some(Route {
+            name,
+            spec: RouteSpec::Faulty { inner, fault },
+        }) = self.list.get(id.0).cloned()
+        else {
+            return base;
+        };
+        let inner = self.rewrap(inner, base);
+        let spec = RouteSpec::Faulty { inner, fault };
+        self.push_route(Route { name, spec })
+    }
+
+    fn without_faults(&self, id: RouteId) -> RouteId {
+        match self.list.get(id.0).map(|route| &route.spec) {
+            Some(RouteSpec::Faulty { inner, .. }) => self.without_faults(*inner),
+            _ => id,
+        }
+    }
+
+    /// What `via` names, or the chain that it is.
+    pub(super) fn find(
+        &mut self,
+        via: &At<String>,
+        findings: &mut Findings<'_>,
+    ) -> Option<ByScheme> {
         let name = via.as_str();
         let found = self.names.iter().find(|(known, _)| **known == *name);
         if let Some((_, routes)) = found {
             return Some(*routes);
         }
-        if name.contains(['|', ',']) || name == "off" {
-            let message = "chains are not in this version; `via` names one upstream";
-            findings.error(via.place, message);
-            return None;
+        if is_chain(name) {
+            let draft = Draft::of_text(via, findings)?;
+            return self.add_chain(draft, findings);
         }
-        let names = || self.names.iter().map(|(name, _)| &**name);
-        let diagnostic =
-            findings.error(via.place, format!("there is no upstream `{}`", clip(name)));
-        match nearest(name, names()) {
-            Some(near) => diagnostic.with_help(format!("did you mean `{near}`?")),
-            None => diagnostic.with_help(format!(
-                "`via` may name {}",
-                names().collect::<Vec<_>>().join(", ")
-            )),
-        };
+        let names = self.names.iter().map(|(name, _)| &**name);
+        unknown(via, "route", names, findings);
         None
+    }
+
+    /// What a hop of a chain names.
+    pub(super) fn hop(&self, name: &At<String>, findings: &mut Findings<'_>) -> Option<ByScheme> {
+        let found = self.names.iter().find(|(known, _)| **known == *name.value);
+        if let Some((_, routes)) = found {
+            if self.is_of_chain(*routes) {
+                let message = format!("`{}` is a chain: a hop is none", clip(name));
+                findings
+                    .error(name.place, message)
+                    .with_help("write its hops here");
+                return None;
+            }
+            if self.is_of_pac(*routes) {
+                let message = format!("`{}` is a PAC file: a hop is none", clip(name));
+                let help = "its script names one way after another itself";
+                findings.error(name.place, message).with_help(help);
+                return None;
+            }
+            return Some(*routes);
+        }
+        let names = self.names.iter().map(|(name, _)| &**name);
+        unknown(name, "hop", names, findings);
+        None
+    }
+
+    fn is_of_chain(&self, routes: ByScheme) -> bool {
+        let route = self.list.get(routes.connect.0);
+        route.is_some_and(|route| matches!(route.spec, RouteSpec::Chain(_)))
+    }
+
+    fn is_of_pac(&self, routes: ByScheme) -> bool {
+        let route = self.list.get(routes.connect.0);
+        route.is_some_and(|route| matches!(route.spec, RouteSpec::Pac(_)))
     }
 
     fn add(
         &mut self,
         name: &At<String>,
-        raw: &raw::Upstream,
+        raw: &raw::upstreams::Upstream,
         context: &Context<'_>,
         findings: &mut Findings<'_>,
     ) -> Option<ByScheme> {
         let url = raw.url.as_ref()?;
         if url.as_str() == "env" {
-            if let Some(auth) = &raw.auth {
-                let message = "an upstream from the environment takes its credentials from there, not from `auth`";
-                findings.error(auth.place, message);
+            for (key, place) in [
+                ("auth", place_of(raw.auth.as_ref())),
+                ("tls", place_of(raw.tls.as_ref())),
+                ("http", place_of(raw.http.as_ref())),
+                ("send", place_of(raw.send.as_ref())),
+            ] {
+                let Some(place) = place else { continue };
+                let message = if key == "auth" {
+                    "an upstream from the environment takes its credentials from there, not from `auth`".to_owned()
+                } else {
+                    format!(
+                        "`{key}` needs an upstream with a URL of its own, not one from the environment"
+                    )
+                };
+                findings.error(place, message);
             }
-            return Some(self.add_environment(name, url.place, context, findings));
+            return Some(self.add_environment(name, raw, url.place, context, findings));
         }
-        let credentials = raw
-            .auth
-            .as_ref()
-            .and_then(|auth| credentials(auth, context, findings));
         if !url.contains("://") {
             let message = format!(
                 "`{}` is no URL",
@@ -118,7 +390,7 @@ impl Routes {
             findings.error(url.place, message).with_help(help);
             return None;
         }
-        match parse_proxy_url(url) {
+        let proxy = match parse_proxy_url(url) {
             Ok(ProxyUrl {
                 userinfo: Some(_), ..
             })
@@ -129,23 +401,34 @@ impl Routes {
                 findings.error(url.place, message).with_help(help);
                 None
             }
-            Ok(proxy) => {
-                let id = self.push(name, proxy, credentials);
-                Some(ByScheme {
-                    http: id,
-                    connect: id,
-                })
-            }
+            Ok(proxy) => Some(proxy),
             Err(error) => {
                 findings.error(url.place, error.to_string());
                 None
             }
-        }
+        };
+        // Without a URL that can be read nothing is known of what fits it; the secrets are looked at all the same.
+        let scheme = proxy.as_ref().map_or(UrlScheme::Http, |proxy| proxy.scheme);
+        let auth = raw.auth.as_ref().and_then(|at| {
+            if scheme.is_socks() {
+                auth::of_socks(at, context, findings)
+            } else {
+                auth::of_http(at, context, findings)
+            }
+        });
+        let proxy = proxy?;
+        let spec = spec(&proxy, raw, auth, context, findings);
+        let id = self.push(name, spec);
+        Some(ByScheme {
+            http: id,
+            connect: id,
+        })
     }
 
     fn add_environment(
         &mut self,
         name: &At<String>,
+        raw: &raw::upstreams::Upstream,
         place: Place,
         context: &Context<'_>,
         findings: &mut Findings<'_>,
@@ -162,11 +445,18 @@ impl Routes {
         for warning in warnings {
             findings.warn(place, warning);
         }
+        let of_url = raw::upstreams::Upstream {
+            forward: raw.forward.clone(),
+            proxy_protocol: raw.proxy_protocol.clone(),
+            limits: raw.limits.clone(),
+            ..raw::upstreams::Upstream::default()
+        };
         let mut add = |proxy: Option<ProxyUrl>| match proxy {
             None => RouteId::DIRECT,
             Some(proxy) => {
-                let credentials = proxy.userinfo.as_ref().map(super::env::Userinfo::to_basic);
-                self.push(name, proxy, credentials)
+                let auth = proxy.userinfo.as_ref().map(auth::of_url);
+                let spec = spec(&proxy, &of_url, auth, context, findings);
+                self.push(name, spec)
             }
         };
         ByScheme {
@@ -176,111 +466,173 @@ impl Routes {
     }
 
     /// One proxy is one route, so that both kinds of request share its connections.
-    fn push(&mut self, name: &str, proxy: ProxyUrl, credentials: Option<Secret>) -> RouteId {
-        let same = self.list.iter().position(|route| {
-            *route.name == *name
-                && matches!(&route.spec, RouteSpec::Upstream { proxy: at, credentials: with }
-                    if *at == proxy.target && *with == credentials)
-        });
-        RouteId(same.unwrap_or_else(|| {
-            self.list.push(Route {
-                name: name.into(),
-                spec: RouteSpec::Upstream {
-                    proxy: proxy.target,
-                    credentials,
-                },
-            });
-            self.list.len() - 1
-        }))
+    fn push(&mut self, name: &str, spec: Upstream) -> RouteId {
+        self.push_route(Route {
+            name: name.into(),
+            spec: RouteSpec::Upstream(Arc::new(spec)),
+        })
     }
 }
 
-fn credentials(
-    auth: &At<raw::Auth>,
-    context: &Context<'_>,
+/// Reads the scripts of PAC files, by where they are named.
+pub(super) fn scripts(
+    raw: Option<&At<Named<raw::upstreams::AnyUpstream>>>,
     findings: &mut Findings<'_>,
-) -> Option<Secret> {
-    // Both are read, so that both mistakes are told.
-    let username = auth
-        .username
-        .as_ref()
-        .and_then(|at| reveal(at, context, findings));
-    let password = auth
-        .password
-        .as_ref()
-        .and_then(|at| reveal(at, context, findings));
-    let (username, password) = (username?, password?);
-    if username.reveal().contains(':') {
-        let place = auth.username.as_ref().map_or(auth.place, |at| at.place);
-        let message = "the user name holds a colon, which Basic credentials cannot carry";
-        findings.error(place, message);
-        return None;
-    }
-    Some(basic(username.reveal(), password.reveal()))
-}
-
-/// Fetches a secret, or notes why it cannot be had.
-fn reveal(
-    at: &At<SecretRef>,
-    context: &Context<'_>,
-    findings: &mut Findings<'_>,
-) -> Option<Secret> {
-    let needed = context.secrets?;
-    let (message, help) = match &at.value {
-        SecretRef::Env(name) => match context.environment.get(name) {
-            Some(value) if !value.contains(char::is_control) => return Some(Secret::new(value)),
-            Some(_) => (
-                format!("the variable {} holds a control character", clip(name)),
-                None,
-            ),
-            None => (format!("the variable {} is not set", clip(name)), None),
-        },
-        SecretRef::File(path) => {
-            let path = context.folder.join(&path.value);
-            match read_secret(&path) {
-                Ok(secret) => return Some(secret),
-                Err((problem, help)) => (format!("the file {} {problem}", path.display()), help),
-            }
+) -> Vec<(Place, Script)> {
+    let mut scripts = Vec::new();
+    for (_, upstream) in raw.iter().flat_map(|raw| raw.iter()) {
+        let raw::upstreams::AnyUpstream::Pac(raw::upstreams::PacFile { pac: Some(at), .. }) =
+            upstream
+        else {
+            continue;
+        };
+        if !pac::is_built_in() {
+            let message = "this build evaluates no PAC files";
+            let help = "build routecause with `--features pac`";
+            findings.error(at.place, message).with_help(help);
+            continue;
         }
-    };
-    let diagnostic = match needed {
-        Secrets::Needed => findings.error(at.place, message),
-        Secrets::Wanted => findings.warn(at.place, message),
-    };
-    let refuses =
-        (needed == Secrets::Wanted).then(|| "`serve` refuses to start without it".to_owned());
-    diagnostic.help = help.or(refuses);
-    None
+        if at.contains("://") {
+            let message = "a PAC file is a file, not a URL";
+            let help = "fetch it to a file beside the policy: a change of it is a reload";
+            findings.error(at.place, message).with_help(help);
+            continue;
+        }
+        let Some((_, text)) = include::script(at, findings) else {
+            continue;
+        };
+        if let Err(error) = pac::check(&text) {
+            let message = format!("`{}`: {error}", clip(at));
+            findings.error(at.place, message);
+            continue;
+        }
+        let script = Script {
+            file: at.value.as_str().into(),
+            text: text.into(),
+        };
+        scripts.push((at.place, script));
+    }
+    scripts
 }
 
-/// Reads a file that holds a secret on its one line.
-fn read_secret(path: &std::path::Path) -> Result<Secret, (String, Option<String>)> {
-    let io = |error: std::io::Error| (format!("cannot be read: {error}"), None);
-    // Asked before opening: a pipe would hold us up.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(("is no regular file".to_owned(), None));
+/// Checks the name of a route.
+pub(super) fn check_name(name: &At<String>, what: &str, findings: &mut Findings<'_>) {
+    let is_word = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
+    if matches!(name.as_str(), "direct" | "off") {
+        findings.error(
+            name.place,
+            format!(
+                "`{}` is no name for {what}: it is a route of its own",
+                name.value
+            ),
+        );
+    } else if name.is_empty() || name.len() > 64 || !name.chars().all(is_word) {
+        let message = format!("{what}'s name is made of a-z, 0-9, _ and -");
+        findings.error(name.place, message);
     }
-    let file = std::fs::File::open(path).map_err(io)?;
-    let mode = file.metadata().map_err(io)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        let help = format!("chmod 600 {}", path.display());
-        return Err((format!("is open to others (mode {mode:03o})"), Some(help)));
+}
+
+fn place_of<T>(at: Option<&At<T>>) -> Option<Place> {
+    at.map(|at| at.place)
+}
+
+/// Compiles what is said beside the URL, noting what does not fit its scheme.
+fn spec(
+    proxy: &ProxyUrl,
+    raw: &raw::upstreams::Upstream,
+    auth: Option<Auth>,
+    context: &Context<'_>,
+    findings: &mut Findings<'_>,
+) -> Upstream {
+    let scheme = proxy.scheme;
+    let versions = match &raw.http {
+        Some(http) if scheme.is_socks() => {
+            findings.error(http.place, "`http` is of no meaning to a SOCKS server");
+            Versions::Auto
+        }
+        Some(http)
+            if http.value == raw::upstreams::HttpVersion::Two && scheme != UrlScheme::Https =>
+        {
+            let message = "HTTP/2 is spoken with an https upstream only";
+            findings
+                .error(http.place, message)
+                .with_help("write `url: https://host:port`, or `http: 1`");
+            Versions::Auto
+        }
+        Some(http) => match http.value {
+            raw::upstreams::HttpVersion::Auto => Versions::Auto,
+            raw::upstreams::HttpVersion::One => Versions::One,
+            raw::upstreams::HttpVersion::Two => Versions::Two,
+        },
+        None => Versions::Auto,
+    };
+    if let Some(at) = raw.tls.as_ref().filter(|_| scheme != UrlScheme::Https) {
+        let message = format!(
+            "`tls` needs an https upstream; this one is {}",
+            scheme.as_str()
+        );
+        findings.error(at.place, message);
     }
-    let mut text = String::new();
-    // No secret is longer than the header that carries it.
-    file.take(16 * 1024).read_to_string(&mut text).map_err(io)?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
-    if secret.is_empty() {
-        return Err(("is empty".to_owned(), None));
+    let implied = match scheme {
+        UrlScheme::Http | UrlScheme::Https => None,
+        UrlScheme::Socks5 => Some(Send::Ip),
+        UrlScheme::Socks5h => Some(Send::Host),
+    };
+    let written = raw.send.as_ref().map(|send| match send.value {
+        raw::upstreams::Send::Host => Send::Host,
+        raw::upstreams::Send::Ip => Send::Ip,
+    });
+    if let (Some(at), Some(implied), Some(written)) = (&raw.send, implied, written)
+        && implied != written
+    {
+        let message = format!("{}:// says otherwise", scheme.as_str());
+        findings
+            .error(at.place, message)
+            .with_help("socks5:// sends addresses that were found here, socks5h:// sends names");
     }
-    if secret.contains(char::is_control) {
-        return Err((
-            "holds more than one line, or a control character".to_owned(),
-            None,
-        ));
+    let send = implied.or(written).unwrap_or(Send::Host);
+    let wants_tunnel = raw
+        .forward
+        .as_ref()
+        .is_some_and(|forward| forward.value == raw::upstreams::Forward::Connect);
+    let is_tunnelled =
+        wants_tunnel || scheme.is_socks() || send == Send::Ip || versions == Versions::Two;
+    let protocol = match scheme {
+        UrlScheme::Http => Protocol::Http,
+        UrlScheme::Https => {
+            let tls = tls::compile(raw.tls.as_ref(), versions, context, findings);
+            Protocol::Https(Box::new(tls))
+        }
+        UrlScheme::Socks5 | UrlScheme::Socks5h => Protocol::Socks5,
+    };
+    let connections = raw.limits.as_ref().and_then(|limits| {
+        let at = limits.connections.as_ref()?;
+        if at.0 == 0 {
+            findings.error(
+                at.place,
+                "with 0 connections nothing goes through; leave it out for no limit",
+            );
+        }
+        usize::try_from(at.0).ok()
+    });
+    Upstream {
+        proxy: proxy.target.clone(),
+        protocol,
+        forward: if is_tunnelled {
+            Forward::Tunnel
+        } else {
+            Forward::Absolute
+        },
+        send,
+        auth,
+        proxy_protocol: raw.proxy_protocol.as_ref().and_then(|at| match at.value {
+            raw::upstreams::ProxyProtocol::None => None,
+            raw::upstreams::ProxyProtocol::V1 => Some(ProxyProtocol::V1),
+            raw::upstreams::ProxyProtocol::V2 => Some(ProxyProtocol::V2),
+        }),
+        connections,
+        health: groups::health(raw.health.as_ref(), findings),
     }
-    Ok(Secret::new(secret))
 }
 
 /// Keeps what looks like a secret written into the file by mistake out of every message: all
@@ -303,8 +655,13 @@ fn conceal(node: &Node, is_secret: bool, findings: &mut Findings<'_>) {
             for (key, value) in entries {
                 let name = key.text.to_lowercase();
                 let is_reference = is_secret
-                    && matches!(name.as_str(), "env" | "file")
-                    && matches!(value.value, Value::Scalar { .. });
+                    && matches!(
+                        (&value.value, name.as_str()),
+                        (
+                            Value::Scalar { .. },
+                            "env" | "file" | "spn" | "preemptive" | "schemes"
+                        ) | (Value::List(_), "schemes")
+                    );
                 let names_secret = ["auth", "pass", "secret", "token", "credential"]
                     .iter()
                     .any(|word| name.contains(word));

@@ -68,12 +68,8 @@ impl Node {
 /// # Errors
 /// Where and why they are none.
 pub(super) fn text(bytes: &[u8]) -> Result<&str, (Option<Place>, String)> {
-    if bytes.len() > LARGEST {
-        let message = format!("the policy is larger than {} KiB", LARGEST / 1024);
-        return Err((None, message));
-    }
     if bytes.starts_with(&[0xfe, 0xff]) || bytes.starts_with(&[0xff, 0xfe]) {
-        let message = "the policy is UTF-16; save it as UTF-8".to_owned();
+        let message = "this is UTF-16; save it as UTF-8".to_owned();
         return Err((None, message));
     }
     let place_of = |offset: usize| {
@@ -81,6 +77,7 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, (Option<Place>, String)> {
         let last = before.rsplit('\n').next().unwrap_or_default();
         let (line, column) = (before.matches('\n').count() + 1, last.chars().count() + 1);
         Some(Place {
+            file: 0,
             line,
             column,
             end_line: line,
@@ -99,16 +96,17 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, (Option<Place>, String)> {
     }
 }
 
-/// Parses a text into a tree; what is wrong with it goes to `findings`.
+/// Parses the text of a file into a tree; what is wrong with it goes to `findings`.
 ///
 /// A syntax error ends the parse and gives `None`. Duplicate keys, tags and the like leave a tree,
 /// so that the mistakes behind them can be told as well.
-pub(super) fn tree(text: &str, findings: &mut Findings<'_>) -> Option<Node> {
+pub(super) fn tree(text: &str, file: usize, findings: &mut Findings<'_>) -> Option<Node> {
     let options = options! {
         flow_nesting_limit: DEEPEST,
         block_nesting_limit: DEEPEST,
     };
     let mut tree = Tree {
+        file,
         findings,
         open: Vec::new(),
         root: None,
@@ -122,7 +120,7 @@ pub(super) fn tree(text: &str, findings: &mut Findings<'_>) -> Option<Node> {
                 }
             }
             Err(error) => {
-                let place = place_of(&Span::empty(*error.marker()));
+                let place = place_of(&Span::empty(*error.marker()), file);
                 let message = match error.info().trim() {
                     _ if *error.kind() == ErrorKind::RecursionLimitExceeded => too_deep(),
                     "" => "this is not YAML".to_owned(),
@@ -134,14 +132,22 @@ pub(super) fn tree(text: &str, findings: &mut Findings<'_>) -> Option<Node> {
         }
     }
     if tree.root.as_ref().is_none_or(Node::is_null) {
-        let message = "the policy is empty; it needs at least `version` and `default`";
-        tree.findings.error(Place::START, message);
+        let message = match file {
+            0 => "the policy is empty; it needs at least `version` and `default`",
+            _ => "the file is empty",
+        };
+        let start = Place {
+            file,
+            ..Place::START
+        };
+        tree.findings.error(start, message);
         return None;
     }
     tree.root
 }
 
 struct Tree<'a, 't> {
+    file: usize,
     findings: &'a mut Findings<'t>,
     open: Vec<Open>,
     root: Option<Node>,
@@ -161,7 +167,7 @@ enum Open {
 
 impl Tree<'_, '_> {
     fn take(&mut self, event: Event<'_>, span: Span) -> ControlFlow<()> {
-        let place = place_of(&span);
+        let place = place_of(&span, self.file);
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;
@@ -296,11 +302,12 @@ fn key_of(node: Node, seen: &mut HashMap<String, usize>, findings: &mut Findings
 }
 
 /// The parser counts columns from 0; an empty span is shown one character wide.
-fn place_of(span: &Span) -> Place {
+fn place_of(span: &Span, file: usize) -> Place {
     let (line, column) = (span.start.line(), span.start.col() + 1);
     let (end_line, end_column) = (span.end.line(), span.end.col() + 1);
     if (end_line, end_column) > (line, column) {
         Place {
+            file,
             line,
             column,
             end_line,
@@ -308,6 +315,7 @@ fn place_of(span: &Span) -> Place {
         }
     } else {
         Place {
+            file,
             line,
             column,
             end_line: line,

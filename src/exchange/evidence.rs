@@ -239,7 +239,8 @@ tcp!(
             | Reason::BothFin
             | Reason::ServerReset(_)
             | Reason::ServerError(_)
-            | Reason::Idle { .. } => None,
+            | Reason::Idle { .. }
+            | Reason::Expired { .. } => None,
         }
     }
 );
@@ -256,7 +257,8 @@ tcp!(
             | Reason::BothFin
             | Reason::ClientReset(_)
             | Reason::ClientError(_)
-            | Reason::Idle { .. } => None,
+            | Reason::Idle { .. }
+            | Reason::Expired { .. } => None,
         }
     }
 );

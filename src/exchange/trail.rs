@@ -1,6 +1,7 @@
 //! The facts noted while a request is under way.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,13 +39,33 @@ pub(super) struct Story {
     /// The attempts that were under way when their dial was dropped.
     abandoned: Vec<usize>,
     reply: Option<Box<ReplyFacts>>,
+    socks_reply: Option<u8>,
     pub(super) first_byte: Option<Duration>,
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
     would: Option<Arc<str>>,
     notes: Vec<&'static str>,
+    faults: Vec<Arc<Mark>>,
     /// What a handshake of our own showed.
     tls: Option<Box<Tls>>,
+}
+
+/// A fault of the policy that may strike a request as long as it lasts.
+#[derive(Debug)]
+pub struct Mark {
+    name: Arc<str>,
+    has_struck: AtomicBool,
+}
+
+impl Mark {
+    /// Notes that it strikes; says whether that is new.
+    pub fn strike(&self) -> bool {
+        !self.has_struck.swap(true, Ordering::Relaxed)
+    }
+
+    fn has_struck(&self) -> bool {
+        self.has_struck.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -74,17 +95,84 @@ impl Default for Trail {
             upstream: None,
             abandoned: Vec::new(),
             reply: None,
+            socks_reply: None,
             first_byte: None,
             peer: None,
             local: None,
             would: None,
             notes: Vec::new(),
+            faults: Vec::new(),
             tls: None,
         }))
     }
 }
 
+/// A trail of a dial that runs beside others; what is noted on it joins the request's own when it is dropped.
+#[derive(Debug)]
+pub struct Branch<'t> {
+    own: Trail,
+    main: &'t Trail,
+}
+
+impl std::ops::Deref for Branch<'_> {
+    type Target = Trail;
+
+    fn deref(&self) -> &Trail {
+        &self.own
+    }
+}
+
+impl Drop for Branch<'_> {
+    fn drop(&mut self) {
+        let own = std::mem::take(&mut self.own);
+        self.main.absorb(own);
+    }
+}
+
 impl Trail {
+    /// A trail for a dial that runs beside others.
+    pub fn branch(&self) -> Branch<'_> {
+        Branch {
+            own: Self::default(),
+            main: self,
+        }
+    }
+
+    /// Takes over what was noted elsewhere: the attempts in any case, the rest where a connection stands there, or none here.
+    fn absorb(&self, other: Self) {
+        let other = other.into_story();
+        let mut story = self.story();
+        let before = story.attempts.len();
+        story
+            .abandoned
+            .extend(other.abandoned.iter().map(|at| at + before));
+        story.attempts.extend(other.attempts);
+        story.faults.extend(other.faults);
+        for note in other.notes {
+            if !story.notes.contains(&note) {
+                story.notes.push(note);
+            }
+        }
+        if other.connected.is_some() || story.connected.is_none() {
+            *story = Story {
+                attempts: std::mem::take(&mut story.attempts),
+                abandoned: std::mem::take(&mut story.abandoned),
+                notes: std::mem::take(&mut story.notes),
+                faults: std::mem::take(&mut story.faults),
+                resend_count: story.resend_count,
+                would: story.would.take().or(other.would),
+                ..Story {
+                    attempts: Vec::new(),
+                    abandoned: Vec::new(),
+                    notes: Vec::new(),
+                    faults: Vec::new(),
+                    would: None,
+                    ..other
+                }
+            };
+        }
+    }
+
     fn story(&self) -> MutexGuard<'_, Story> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,9 +226,34 @@ impl Trail {
 
     /// Notes addresses that needed no lookup.
     pub fn pinned(&self, addresses: &[IpAddr]) {
+        self.given(addresses, "pin");
+    }
+
+    /// Notes addresses that a fault of the policy gave.
+    pub fn staged(&self, addresses: &[IpAddr]) {
+        self.given(addresses, "fault");
+    }
+
+    fn given(&self, addresses: &[IpAddr], source: &'static str) {
         let mut story = self.story();
         story.resolved = addresses.to_vec();
-        story.dns_source = Some("pin");
+        story.dns_source = Some(source);
+    }
+
+    /// Lets a fault of the policy note that it strikes, now or later.
+    pub fn fault(&self, name: &Arc<str>) -> Arc<Mark> {
+        let mark = Arc::new(Mark {
+            name: name.clone(),
+            has_struck: AtomicBool::new(false),
+        });
+        self.story().faults.push(mark.clone());
+        mark
+    }
+
+    /// How many faults of the policy have struck.
+    pub fn strikes(&self) -> usize {
+        let story = self.story();
+        story.faults.iter().filter(|mark| mark.has_struck()).count()
     }
 
     /// Notes a guard in report mode that would have refused.
@@ -172,6 +285,7 @@ impl Trail {
             address: Some(attempt.address),
             family: Some(record::family(attempt.address.ip())),
             cause: cause.map(Cause::id),
+            side: None,
             ms: millis(attempt.took),
             icmp: attempt.outcome.icmp().map(|icmp| record::Icmp {
                 r#type: icmp.r#type,
@@ -200,6 +314,7 @@ impl Trail {
             address: Some(socket.peer()),
             family: Some(record::family(socket.peer().ip())),
             cause: None,
+            side: None,
             ms: 0.0,
             icmp: None,
             reused: true,
@@ -208,11 +323,23 @@ impl Trail {
         story.local = Some(socket.local());
     }
 
-    /// Notes the cause of the last try, found out after its connection stood.
+    /// Notes the cause of the try whose connection stood, found out later.
     pub fn last_try_failed(&self, cause: Cause) {
-        if let Some(attempt) = self.story().attempts.last_mut() {
+        let mut story = self.story();
+        let peer = story.peer;
+        let stood = |attempt: &&mut Attempt| attempt.address == peer;
+        if let Some(attempt) = story.attempts.iter_mut().rev().find(stood) {
             attempt.cause = Some(cause.id());
+            attempt.side = Some(cause.side().as_str());
         }
+    }
+
+    /// Notes that another hop is tried: what is told of the connection and of the upstream is told of the hop used last.
+    pub fn next_hop(&self) {
+        let mut story = self.story();
+        (story.connect, story.connected, story.first_byte) = (None, None, None);
+        (story.peer, story.local) = (None, None);
+        (story.upstream, story.reply) = (None, None);
     }
 
     /// Notes a try that had no address to go to.
@@ -226,6 +353,7 @@ impl Trail {
             address: None,
             family: None,
             cause,
+            side: None,
             ms: millis(took),
             icmp: None,
             reused: false,
@@ -265,6 +393,11 @@ impl Trail {
                 .collect(),
             body: (!reply.body.is_empty()).then(|| quote(&reply.body)),
         }));
+    }
+
+    /// Notes the code of a SOCKS server's refusal.
+    pub fn socks_replied(&self, code: u8) {
+        self.story().socks_reply = Some(code);
     }
 
     /// Notes the certificate of a handshake of our own that was finished.
@@ -328,8 +461,14 @@ impl Story {
             record.upstream_auth_schemes = reply.auth_schemes;
             record.upstream_body = reply.body;
         }
+        record.upstream_socks_reply = self.socks_reply.map(u16::from);
         if let Some(own) = &self.tls {
             tell_tls(own, record.tls.get_or_insert_default());
+        }
+        for mark in self.faults.iter().filter(|mark| mark.has_struck()) {
+            if !record.faults.contains(&mark.name) {
+                record.faults.push(mark.name.clone());
+            }
         }
         record.notes.extend(&self.notes);
         if record.would.is_none() {

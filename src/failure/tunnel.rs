@@ -159,6 +159,7 @@ fn of_silence(ending: &Ending) -> Option<Cause> {
         }
         Reason::ServerFin | Reason::ServerReset(_) => Some(Kind::TlsResetBeforeClientHello.into()),
         Reason::Idle { .. } => Some(Kind::TlsClientSilent.into()),
+        Reason::Expired { .. } => Some(Kind::TunnelMaxDuration.into()),
         Reason::ClientFin
         | Reason::BothFin
         | Reason::ClientReset(_)
@@ -196,6 +197,7 @@ fn of_handshake(ending: &Ending) -> Option<Cause> {
         Reason::ServerReset(_) => of_server_reset(ending),
         Reason::ServerError(error) => of_server_error(ending, error).map(Cause::from),
         Reason::Idle { .. } => of_idling(ending).map(Cause::from),
+        Reason::Expired { .. } => Some(Kind::TunnelMaxDuration.into()),
     }
 }
 
@@ -318,6 +320,7 @@ fn of_data(ending: &Ending) -> Cause {
         }
         Reason::ServerError(error) => of_error(error.kind(), end.idle_before),
         Reason::Idle { .. } => of_idle(ending),
+        Reason::Expired { .. } => Kind::TunnelMaxDuration,
     };
     kind.into()
 }
@@ -395,6 +398,9 @@ impl Ending {
             Reason::ServerError(error) => write!(f, "the server's connection failed: {error}")?,
             Reason::Idle { after } => {
                 write!(f, "no byte passed in the tunnel for {}", Brief(*after))?;
+            }
+            Reason::Expired { after } => {
+                write!(f, "the tunnel was open for {}", Brief(*after))?;
             }
         }
         if let Speech::Answered(bytes) = &self.tls.speech {

@@ -2,19 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::http;
-use crate::client::Client;
-use crate::exchange::{Exchange, Presence};
-use crate::failure::{Failure, HeadError};
+use super::door::{Door, Guest, HERE};
+use super::room::Room;
 use crate::net::socket::Socket;
 use crate::proxy::Proxy;
 
@@ -26,11 +23,9 @@ const LONGEST_REST: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Acceptor {
     /// The bound socket.
-    pub listener: TcpListener,
-    /// Its address.
-    pub address: SocketAddr,
-    /// Its name in the policy.
-    pub name: Arc<str>,
+    pub listener: Listener,
+    /// What it wants of its clients.
+    pub door: Arc<Door>,
     /// The worker that it belongs to, as its place among them.
     pub worker: usize,
     /// Who serves the requests.
@@ -43,25 +38,57 @@ pub struct Acceptor {
     pub cut: CancellationToken,
 }
 
-/// Connections over the limit that may be told so at once; more are closed without a word.
-const REFUSALS: usize = 64;
-
-/// The limit on open connections.
+/// A socket that connections come by.
 #[derive(Debug)]
-pub struct Room {
-    limit: usize,
-    free: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
+pub enum Listener {
+    /// TCP, and its address.
+    Tcp(TcpListener, SocketAddr),
+    /// A socket in the file system.
+    Unix(UnixListener),
 }
 
-impl Room {
-    /// Room for `limit` connections.
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            limit,
-            free: Arc::new(Semaphore::new(limit)),
-            refusals: Arc::new(Semaphore::new(REFUSALS)),
-        })
+/// A connection that was taken.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    /// Nothing where it was reset before it could be looked at.
+    pub(super) socket: Option<Socket>,
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    /// The user that runs the client, where the kernel says so.
+    pub(super) uid: Option<u32>,
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener, address) => {
+                let (stream, peer) = listener.accept().await?;
+                let local = if address.ip().is_unspecified() {
+                    stream.local_addr().ok()
+                } else {
+                    Some(*address)
+                };
+                Ok(Accepted {
+                    socket: local.map(|local| Socket::between(stream, peer, local)),
+                    peer,
+                    local: local.unwrap_or(*address),
+                    uid: None,
+                })
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let uid = stream.peer_cred()?.uid();
+                // What is done with a stream's descriptor is the same for both kinds.
+                let descriptor = OwnedFd::from(stream.into_std()?);
+                let stream = TcpStream::from_std(std::net::TcpStream::from(descriptor))?;
+                Ok(Accepted {
+                    socket: Some(Socket::between(stream, HERE, HERE)),
+                    peer: HERE,
+                    local: HERE,
+                    uid: Some(uid),
+                })
+            }
+        }
     }
 }
 
@@ -77,14 +104,14 @@ impl Acceptor {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => {
+                Ok(accepted) => {
                     rest = REST;
-                    self.take(stream, peer);
+                    self.take(accepted);
                 }
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     if complained.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-                        tracing::error!(%error, listener = &*self.name, "accept failed; raise ulimit -n if it persists");
+                        tracing::error!(%error, listener = &*self.door.name, "accept failed; raise ulimit -n if it persists");
                         complained = Some(Instant::now());
                     }
                     sleep(rest).await;
@@ -94,50 +121,23 @@ impl Acceptor {
         }
     }
 
-    fn take(&self, stream: TcpStream, peer: SocketAddr) {
-        let local = if self.address.ip().is_unspecified() {
-            stream.local_addr()
-        } else {
-            Ok(self.address)
-        };
-        let socket = local.map(|local| Socket::between(stream, peer, local));
-        let local = socket.as_ref().map_or(self.address, Socket::local);
-        let client = Client {
-            peer,
-            local,
-            listener: self.name.clone(),
-        };
-        let presence = Arc::new(Presence {
-            client,
+    fn take(&self, accepted: Accepted) {
+        let guest = Guest {
+            door: self.door.clone(),
+            proxy: self.proxy.clone(),
+            room: self.room.clone(),
             worker: self.worker,
-            stalled: AtomicBool::new(false),
+            closing: self.closing.clone(),
             cut: self.cut.clone(),
-            write_limit: AtomicU64::default(),
-        });
-        presence.limit_writes(self.proxy.snapshot.load().policy.timeouts.body_idle);
-        let Ok(socket) = socket else {
-            // It was reset before it could be looked at.
-            let exchange = Exchange::open(self.proxy.observer.clone(), presence);
-            return exchange.fail(&HeadError::Empty.into());
         };
-        let (proxy, closing) = (self.proxy.clone(), self.closing.clone());
-        let Ok(place) = self.room.free.clone().try_acquire_owned() else {
-            let failure = Failure::Connections {
-                limit: self.room.limit,
-            };
-            let Ok(turn) = self.room.refusals.clone().try_acquire_owned() else {
-                return Exchange::open(proxy.observer.clone(), presence).fail(&failure);
-            };
-            self.proxy.tracker.spawn(async move {
-                http::refuse(&proxy, &presence, socket, failure).await;
-                drop(turn);
-            });
-            return;
-        };
-        self.proxy.tracker.spawn(async move {
-            http::serve(proxy, socket, presence, closing).await;
-            drop(place);
-        });
+        let tracker = &self.proxy.tracker;
+        match self.room.enter() {
+            Ok(place) => drop(tracker.spawn(async move {
+                guest.serve(accepted).await;
+                drop(place);
+            })),
+            Err(failure) => drop(tracker.spawn(guest.refuse(accepted, failure))),
+        }
     }
 }
 

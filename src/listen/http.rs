@@ -16,12 +16,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::socks;
 use super::stream::{ClientStream, FIRST_BYTES, Learned, Shared};
 use crate::cause::Phase;
 use crate::exchange::{Exchange, Presence};
 use crate::failure::{Failure, HeadError, RequestError};
-use crate::net::socket::Socket;
-use crate::proxy::tunnel::Tunnel;
+use crate::net::wire::Wire;
+use crate::proxy::tunnel::{Standing, Tunnel};
 use crate::proxy::{Caller, Proxy, respond};
 use crate::target::MAX_TARGET;
 
@@ -30,7 +31,7 @@ const MAX_HEAD: usize = 64 * 1024;
 
 /// How long, and for how much, a connection is read on after its last answer: closed with unread bytes, it would be
 /// reset, and the answer with it.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 * 1024;
 
 /// How HTTP ended on a connection.
@@ -51,43 +52,87 @@ enum Next {
     Drop,
     /// It is a tunnel; these bytes came behind its request.
     Tunnel(Tunnel, Bytes),
+    /// It speaks SOCKS5, and this is how it began.
+    Socks(Vec<u8>),
     /// What came on it did not become a request.
     Refuse(Failure),
     /// Its last answer is to arrive.
     Linger,
 }
 
+/// What a connection becomes when its first protocol is over.
+enum Becomes {
+    /// A tunnel.
+    Tunnel(Box<Standing>),
+    /// Nothing more: its last answer is to arrive.
+    Linger,
+    /// Nothing: it is cut.
+    Nothing,
+}
+
 /// Serves a connection to its end.
-pub(super) async fn serve(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "it would keep its arguments a second time, and an idle tunnel costs what this future does"
+)]
+pub(super) fn serve(
     proxy: Arc<Proxy>,
-    socket: Socket,
+    wire: Wire,
     presence: Arc<Presence>,
     closing: CancellationToken,
-) {
-    // In a box, so that a tunnel, which may stay for hours, does not keep the room that HTTP needed.
-    let http = Box::pin(speak(&proxy, &socket, &presence, closing));
-    let tunnel = match http.await {
-        Next::Tunnel(tunnel, behind) => tunnel.run(socket, behind),
-        Next::Refuse(failure) => return refuse(&proxy, &presence, socket, failure).await,
-        Next::Linger => return linger(socket).await,
-        Next::Drop => return,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        // In a box, so that a tunnel, which may stay for hours, does not keep the room that it took to open it.
+        let (becomes, wire) = Box::pin(begin(&proxy, wire, &presence, closing)).await;
+        drop((proxy, presence));
+        match becomes {
+            Becomes::Tunnel(tunnel) => tunnel.run(wire).await,
+            Becomes::Linger => Box::pin(linger(wire)).await,
+            Becomes::Nothing => {}
+        }
+    }
+}
+
+/// Speaks the protocol in which the client asks, until the connection is a tunnel or over.
+async fn begin(
+    proxy: &Arc<Proxy>,
+    wire: Wire,
+    presence: &Arc<Presence>,
+    closing: CancellationToken,
+) -> (Becomes, Wire) {
+    let (next, mut wire) = speak(proxy, wire, presence, closing).await;
+    let becomes = match next {
+        Next::Tunnel(tunnel, behind) => settle(proxy, &mut wire, tunnel, behind).await,
+        Next::Socks(begun) => match socks::speak(proxy, &mut wire, presence, &begun).await {
+            socks::Next::Tunnel(tunnel, behind) => settle(proxy, &mut wire, *tunnel, behind).await,
+            socks::Next::Linger => Becomes::Linger,
+            socks::Next::Drop => Becomes::Nothing,
+        },
+        Next::Refuse(failure) => refuse(proxy, presence, &mut wire, failure).await,
+        Next::Linger => Becomes::Linger,
+        Next::Drop => Becomes::Nothing,
     };
-    drop((proxy, presence));
-    tunnel.await;
+    (becomes, wire)
+}
+
+async fn settle(proxy: &Proxy, wire: &mut Wire, tunnel: Tunnel, behind: Bytes) -> Becomes {
+    let standing = tunnel.settle(proxy, wire, behind).await;
+    standing.map_or(Becomes::Nothing, |tunnel| Becomes::Tunnel(Box::new(tunnel)))
 }
 
 /// Speaks HTTP for as long as it lasts.
 async fn speak(
     proxy: &Arc<Proxy>,
-    socket: &Socket,
+    wire: Wire,
     presence: &Arc<Presence>,
     closing: CancellationToken,
-) -> Next {
+) -> (Next, Wire) {
+    let socket = wire.carrier().clone();
     let caller = Arc::new(Caller::new(presence.clone(), socket.clone()));
     let shared = Arc::new(Shared::default());
     let timeouts = proxy.snapshot.load().policy.timeouts.clone();
     let stream = ClientStream::new(
-        socket.clone(),
+        wire,
         presence.clone(),
         timeouts,
         shared.clone(),
@@ -109,8 +154,7 @@ async fn speak(
     let mut is_closing = false;
     let mut closed = pin!(closing.cancelled());
     let mut cut = pin!(presence.cut.cancelled());
-    let watched = socket.clone();
-    let mut reset = pin!(watched.reset());
+    let mut reset = pin!(socket.reset());
     let ended = poll_fn(|cx| {
         if !is_closing && closed.as_mut().poll(cx).is_ready() {
             is_closing = true;
@@ -130,12 +174,22 @@ async fn speak(
     })
     .await;
     // What is left of a request is dropped here, and says so in its record.
-    let behind = connection.into_parts().read_buf;
+    let parts = connection.into_parts();
+    let (wire, behind) = (parts.io.into_inner().into_wire(), parts.read_buf);
+    (next(ended, &caller, &shared, behind), wire)
+}
+
+/// What is to be done when HTTP has ended so; `behind` was read and is no part of a request.
+fn next(ended: Ended, caller: &Caller, shared: &Shared, behind: Bytes) -> Next {
     let failure = match ended {
         Ended::Cut => return Next::Drop,
         Ended::Closing => Some(Failure::Shutdown {
             phase: Phase::Client,
         }),
+        Ended::Left | Ended::Http(_) if shared.learned().socks.is_some() => {
+            let begun = shared.learned().socks.take();
+            return Next::Socks(begun.unwrap_or_default());
+        }
         Ended::Left => head_error(&mut shared.learned(), None, &behind),
         Ended::Http(result) => {
             if let Some(tunnel) = caller.take_tunnel() {
@@ -147,37 +201,51 @@ async fn speak(
     failure.map_or(Next::Linger, Next::Refuse)
 }
 
-/// Answers what did not become a request, as far as it can be answered, and leaves its record.
-pub(super) async fn refuse(
+/// Answers what is not even to become a request, and ends it.
+pub(super) async fn turn_away(
     proxy: &Proxy,
     presence: &Arc<Presence>,
-    mut socket: Socket,
+    mut wire: Wire,
     failure: Failure,
 ) {
+    if let Becomes::Linger = refuse(proxy, presence, &mut wire, failure).await {
+        linger(wire).await;
+    }
+}
+
+/// Answers what did not become a request, as far as it can be answered, and leaves its record.
+async fn refuse(
+    proxy: &Proxy,
+    presence: &Arc<Presence>,
+    wire: &mut Wire,
+    failure: Failure,
+) -> Becomes {
     let mut exchange = Exchange::open(proxy.observer.clone(), presence.clone());
     if failure.status().is_none() {
         exchange.fail(&failure);
-        return linger(socket).await;
+        return Becomes::Linger;
     }
     let response = respond::failure(&failure, exchange.id(), None, false, None, &proxy.identity);
     exchange.answered(response.status());
     exchange.fail(&failure);
-    let answered = timeout(LINGER, socket.write_all(&respond::raw(&response))).await;
+    let answered = timeout(LINGER, wire.write_all(&respond::raw(&response))).await;
     if matches!(answered, Ok(Ok(()))) {
-        linger(socket).await;
+        Becomes::Linger
+    } else {
+        Becomes::Nothing
     }
 }
 
 /// Ends our direction and reads on for a while, so that the last answer arrives.
 ///
 /// Where an answer was cut so that only a reset can tell, the reset comes at once.
-async fn linger(mut socket: Socket) {
-    if socket.resets_on_close() {
+async fn linger(mut wire: Wire) {
+    if wire.carrier().resets_on_close() {
         return;
     }
     let drain = async {
-        socket.shutdown().await?;
-        let mut rest = (&mut socket).take(LINGER_BYTES as u64);
+        wire.shutdown().await?;
+        let mut rest = (&mut wire).take(LINGER_BYTES as u64);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     };
     if let Ok(Err(error)) = timeout(LINGER, drain).await {
@@ -205,6 +273,10 @@ fn head_error(
     let has_begun = !first.0.is_empty();
     let error = match (result, learned.held_back) {
         (Some(Err(error)), _) if error.is_parse_version_h2() => HeadError::Http2,
+        // Not the head itself: what it says of its body.
+        (Some(Err(source)), Some(431)) if !unread.starts_with(&first.0) => {
+            HeadError::Malformed { first, source }
+        }
         (_, Some(431)) if !has_short_line(unread) => {
             return Some(
                 RequestError::TargetTooLong {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::exchange::Presence;
 use crate::failure::{FirstBytes, HeadError};
-use crate::net::socket::Socket;
+use crate::net::wire::Wire;
 use crate::proxy::answer::Requests;
 use crate::timeouts::Timeouts;
 
@@ -26,7 +26,7 @@ pub(super) const FIRST_BYTES: usize = 32;
 /// A client's connection under HTTP.
 #[derive(Debug)]
 pub(super) struct ClientStream {
-    socket: Socket,
+    wire: Wire,
     presence: Arc<Presence>,
     timeouts: Arc<Timeouts>,
     shared: Arc<Shared>,
@@ -58,6 +58,8 @@ pub(super) struct Learned {
     pub(super) first: FirstBytes,
     /// Why it cannot become a request.
     pub(super) error: Option<HeadError>,
+    /// What was read where it is SOCKS5: the beginning of a handshake that is no matter of HTTP.
+    pub(super) socks: Option<Vec<u8>>,
     /// The status that hyper wanted to answer by itself.
     pub(super) held_back: Option<u16>,
     /// Whether any request was served.
@@ -76,7 +78,7 @@ impl Shared {
     pub(super) fn begin(&self) {
         let mut learned = self.learned();
         learned.served = true;
-        learned.first = FirstBytes::default();
+        learned.first.0.clear();
     }
 
     pub(super) fn learned(&self) -> MutexGuard<'_, Learned> {
@@ -86,7 +88,7 @@ impl Shared {
 
 impl ClientStream {
     pub(super) fn new(
-        socket: Socket,
+        wire: Wire,
         presence: Arc<Presence>,
         timeouts: Arc<Timeouts>,
         shared: Arc<Shared>,
@@ -96,7 +98,7 @@ impl ClientStream {
             until: Instant::now() + timeouts.head,
         };
         Self {
-            socket,
+            wire,
             presence,
             timeouts,
             shared,
@@ -106,6 +108,11 @@ impl ClientStream {
             timer: None,
             write_wait: None,
         }
+    }
+
+    /// The connection, when HTTP on it is over.
+    pub(super) fn into_wire(self) -> Wire {
+        self.wire
     }
 
     /// Begins to wait for the next request, once another one was served since the last look.
@@ -130,10 +137,15 @@ impl ClientStream {
             };
         }
         let room = FIRST_BYTES.saturating_sub(learned.first.0.len());
-        learned.first.0.extend(bytes.iter().take(room));
+        let begun = bytes.get(..room).unwrap_or(bytes);
+        learned.first.0.extend_from_slice(begun);
         let alien = match bytes {
             [0x16, 0x03, ..] | [0x16] => Some(HeadError::Tls),
-            [0x04 | 0x05, ..] => Some(HeadError::Socks),
+            [0x04, ..] => Some(HeadError::Socks4),
+            [0x05, ..] if is_first_ever => {
+                learned.socks = Some(bytes.to_vec());
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             _ => None,
         };
         match alien {
@@ -199,7 +211,7 @@ impl AsyncRead for ClientStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        match Pin::new(&mut this.socket).poll_read(cx, buf) {
+        match Pin::new(&mut this.wire).poll_read(cx, buf) {
             Poll::Ready(Ok(())) if this.requests.is_open() => Poll::Ready(Ok(())),
             Poll::Ready(Ok(())) => {
                 this.renew();
@@ -243,7 +255,7 @@ impl AsyncWrite for ClientStream {
             this.hold_back(&bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
-        match Pin::new(&mut this.socket).poll_write_vectored(cx, bufs) {
+        match Pin::new(&mut this.wire).poll_write_vectored(cx, bufs) {
             Poll::Ready(written) => {
                 this.write_wait = None;
                 Poll::Ready(written)
@@ -261,13 +273,13 @@ impl AsyncWrite for ClientStream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        ready!(Pin::new(&mut this.wire).poll_flush(cx))?;
         // hyper flushes when it has written all that it had: with no request open, the answer is out.
         this.requests.flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().wire).poll_shutdown(cx)
     }
 }

@@ -7,9 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
-use super::since;
 use crate::record::{Outcome, Record};
 
 /// Entries of one kind; half of them may be forgotten at once.
@@ -39,20 +38,20 @@ pub(super) struct Recent {
     /// Names whose certificates' dates do not hold.
     pub(super) misdated: Names,
     /// Silences that ended a tunnel, in milliseconds, with their moments.
-    silences: VecDeque<(f64, Timestamp)>,
+    silences: VecDeque<(f64, Instant)>,
 }
 
 /// What happened to one host and port.
 #[derive(Debug, Default)]
 pub(super) struct TargetStory {
     /// The moments of the failures since the last success.
-    failures: VecDeque<Timestamp>,
+    failures: VecDeque<Instant>,
     last_failure: Option<Failed>,
     /// How each hop went last.
-    hops: Vec<(Arc<str>, bool, Timestamp)>,
+    hops: Vec<(Arc<str>, bool, Instant)>,
     addresses: Vec<Place>,
     /// Successes of the last minute.
-    successes: VecDeque<Timestamp>,
+    successes: VecDeque<Instant>,
 }
 
 /// One address of a target.
@@ -60,9 +59,9 @@ pub(super) struct TargetStory {
 struct Place {
     ip: IpAddr,
     /// Who failed there since it was last fine, and when last.
-    failed: Vec<(IpAddr, Timestamp)>,
+    failed: Vec<(IpAddr, Instant)>,
     /// When it was last fine.
-    fine: Option<Timestamp>,
+    fine: Option<Instant>,
 }
 
 /// A failure.
@@ -70,7 +69,7 @@ struct Place {
 pub(super) struct Failed {
     pub(super) cause: Cow<'static, str>,
     pub(super) hop: Option<Arc<str>>,
-    pub(super) at: Timestamp,
+    pub(super) at: Instant,
 }
 
 /// What happened at one address and port, by the name in the ClientHello.
@@ -82,7 +81,7 @@ pub(super) struct AddressStory(VecDeque<Sighting>);
 struct Sighting {
     name: String,
     answer: Answer,
-    at: Timestamp,
+    at: Instant,
     /// How often in a row it was so.
     streak: usize,
 }
@@ -100,17 +99,17 @@ pub(super) enum Answer {
 
 /// Names, each with the moment it was seen last.
 #[derive(Debug, Default)]
-pub(super) struct Names(VecDeque<(String, Timestamp)>);
+pub(super) struct Names(VecDeque<(String, Instant)>);
 
 impl Names {
-    fn note(&mut self, name: &str, at: Timestamp) {
+    fn note(&mut self, name: &str, at: Instant) {
         self.0.retain(|(known, _)| known != name);
         push(&mut self.0, (name.to_owned(), at));
     }
 
     /// How many were seen lately.
-    pub(super) fn count(&self, now: Timestamp) -> usize {
-        let lately = |(_, at): &&(String, Timestamp)| since(*at, now) <= WINDOW;
+    pub(super) fn count(&self) -> usize {
+        let lately = |(_, at): &&(String, Instant)| at.elapsed() <= WINDOW;
         self.0.iter().filter(lately).count()
     }
 }
@@ -120,17 +119,14 @@ impl TargetStory {
         self.last_failure.as_ref()
     }
 
-    pub(super) fn failures_within(&self, last: Timestamp, within: Duration) -> usize {
-        let counted = |at: &&Timestamp| since(**at, last) <= within;
+    pub(super) fn failures_within(&self, last: Instant, within: Duration) -> usize {
+        let counted = |at: &&Instant| last.saturating_duration_since(**at) <= within;
         self.failures.iter().filter(counted).count()
     }
 
     /// The other hops that failed lately; nothing where any hop was fine.
-    pub(super) fn fails_elsewhere(&self, hop: &str, now: Timestamp) -> Option<Vec<&str>> {
-        let mut lately = self
-            .hops
-            .iter()
-            .filter(|(_, _, at)| since(*at, now) <= WINDOW);
+    pub(super) fn fails_elsewhere(&self, hop: &str) -> Option<Vec<&str>> {
+        let mut lately = self.hops.iter().filter(|(_, _, at)| at.elapsed() <= WINDOW);
         if lately.clone().any(|(_, is_fine, _)| *is_fine) {
             return None;
         }
@@ -143,23 +139,23 @@ impl TargetStory {
     }
 
     /// Whether a hop was fine lately.
-    pub(super) fn is_fine_by(&self, hop: &str, now: Timestamp) -> bool {
+    pub(super) fn is_fine_by(&self, hop: &str) -> bool {
         let mut hops = self.hops.iter();
-        hops.any(|(name, is_fine, at)| *is_fine && &**name == hop && since(*at, now) <= WINDOW)
+        hops.any(|(name, is_fine, at)| *is_fine && &**name == hop && at.elapsed() <= WINDOW)
     }
 
     /// Whether another hop was fine lately: its name.
-    pub(super) fn fine_elsewhere(&self, hop: &str, now: Timestamp) -> Option<&str> {
-        let fine = |(name, is_fine, at): &&(Arc<str>, bool, Timestamp)| {
-            *is_fine && &**name != hop && since(*at, now) <= WINDOW
+    pub(super) fn fine_elsewhere(&self, hop: &str) -> Option<&str> {
+        let fine = |(name, is_fine, at): &&(Arc<str>, bool, Instant)| {
+            *is_fine && &**name != hop && at.elapsed() <= WINDOW
         };
         self.hops.iter().find(fine).map(|(name, _, _)| &**name)
     }
 
     /// How many clients failed lately at an address while another address of the target was fine. One of the same family:
     /// else it may be the family that fails.
-    pub(super) fn fails_alone(&self, address: IpAddr, now: Timestamp) -> usize {
-        let is_lately = |at: Timestamp| since(at, now) <= WINDOW;
+    pub(super) fn fails_alone(&self, address: IpAddr) -> usize {
+        let is_lately = |at: Instant| at.elapsed() <= WINDOW;
         let mut others = self
             .addresses
             .iter()
@@ -174,9 +170,9 @@ impl TargetStory {
         })
     }
 
-    /// Successes of the minute before `now`.
-    pub(super) fn successes(&self, now: Timestamp) -> usize {
-        let lately = |at: &&Timestamp| since(**at, now) <= Duration::from_mins(1);
+    /// Successes of the last minute.
+    pub(super) fn successes(&self) -> usize {
+        let lately = |at: &&Instant| at.elapsed() <= Duration::from_mins(1);
         self.successes.iter().filter(lately).count()
     }
 
@@ -194,7 +190,7 @@ impl TargetStory {
         self.addresses.iter_mut().find(|known| known.ip == ip)
     }
 
-    fn note(&mut self, record: &Record) {
+    fn note(&mut self, record: &Record, now: Instant) {
         let is_fine = record.outcome == Outcome::Success;
         let peer = record
             .peer_address
@@ -206,26 +202,26 @@ impl TargetStory {
             if self.hops.len() >= FEW {
                 self.hops.remove(0);
             }
-            self.hops.push((hop.clone(), is_fine, record.end));
+            self.hops.push((hop.clone(), is_fine, now));
         }
         if is_fine {
             self.failures.clear();
             self.last_failure = None;
-            self.successes.push_back(record.end);
+            self.successes.push_back(now);
             if self.successes.len() > 2 * FEW {
                 self.successes.pop_front();
             }
             if let Some(place) = peer.and_then(|peer| self.address(peer)) {
                 place.failed.clear();
-                place.fine = Some(record.end);
+                place.fine = Some(now);
             }
         } else if counts(record) {
             self.last_failure = Some(Failed {
                 cause: record.error_type.clone().unwrap_or_default(),
                 hop: record.hop.clone(),
-                at: record.end,
+                at: now,
             });
-            self.failures.push_back(record.end);
+            self.failures.push_back(now);
             if self.failures.len() > FAILURES {
                 self.failures.pop_front();
             }
@@ -238,7 +234,7 @@ impl TargetStory {
                 if place.failed.len() >= FEW {
                     place.failed.remove(0);
                 }
-                place.failed.push((record.client_address, record.end));
+                place.failed.push((record.client_address, now));
             }
         }
     }
@@ -282,10 +278,10 @@ fn counts(record: &Record) -> bool {
 }
 
 impl AddressStory {
-    fn note(&mut self, name: &str, answer: Answer, at: Timestamp) {
+    fn note(&mut self, name: &str, answer: Answer, at: Instant) {
         let before = self.0.iter().position(|seen| seen.name == name);
         let before = before.and_then(|place| self.0.remove(place));
-        let goes_on = before.filter(|seen| seen.answer == answer && since(seen.at, at) <= WINDOW);
+        let goes_on = before.filter(|seen| seen.answer == answer && seen.at.elapsed() <= WINDOW);
         let sighting = Sighting {
             name: name.to_owned(),
             answer,
@@ -303,24 +299,19 @@ impl AddressStory {
     }
 
     /// How long ago another name was answered at this address.
-    pub(super) fn other_was_fine(&self, name: &str, now: Timestamp) -> Option<Duration> {
-        let fine = self.others(name, Answer::Fine, now);
-        fine.map(|seen| since(seen.at, now)).min()
+    pub(super) fn other_was_fine(&self, name: &str) -> Option<Duration> {
+        let fine = self.others(name, Answer::Fine);
+        fine.map(|seen| seen.at.elapsed()).min()
     }
 
     /// How many other names were lost at this address.
-    pub(super) fn others_lost(&self, name: &str, now: Timestamp) -> usize {
-        self.others(name, Answer::Lost, now).count()
+    pub(super) fn others_lost(&self, name: &str) -> usize {
+        self.others(name, Answer::Lost).count()
     }
 
-    fn others(
-        &self,
-        name: &str,
-        answer: Answer,
-        now: Timestamp,
-    ) -> impl Iterator<Item = &Sighting> {
+    fn others(&self, name: &str, answer: Answer) -> impl Iterator<Item = &Sighting> {
         self.0.iter().filter(move |seen| {
-            seen.name != name && seen.answer == answer && since(seen.at, now) <= WINDOW
+            seen.name != name && seen.answer == answer && seen.at.elapsed() <= WINDOW
         })
     }
 }
@@ -339,21 +330,26 @@ impl Recent {
     }
 
     /// The silences that ended tunnels lately, in milliseconds.
-    pub(super) fn silences(&self, now: Timestamp) -> impl Iterator<Item = f64> + Clone {
-        let lately = move |(_, at): &&(f64, Timestamp)| since(*at, now) <= SILENT_WINDOW;
+    pub(super) fn silences(&self) -> impl Iterator<Item = f64> + Clone {
+        let lately = |(_, at): &&(f64, Instant)| at.elapsed() <= SILENT_WINDOW;
         self.silences.iter().filter(lately).map(|(ms, _)| *ms)
     }
 
     /// For how many sites lately this issuer, which is not trusted here, signed.
-    pub(super) fn sites_of_issuer(&mut self, issuer: &str, now: Timestamp) -> usize {
-        self.issuers.get(issuer).map_or(0, |names| names.count(now))
+    pub(super) fn sites_of_issuer(&mut self, issuer: &str) -> usize {
+        self.issuers.get(issuer).map_or(0, |names| names.count())
     }
 
     /// How many names with a trusted certificate a client rejected lately.
-    pub(super) fn names_rejected_by(&mut self, client: IpAddr, now: Timestamp) -> usize {
-        self.rejecters
-            .get(&client)
-            .map_or(0, |names| names.count(now))
+    pub(super) fn names_rejected_by(&mut self, client: IpAddr) -> usize {
+        self.rejecters.get(&client).map_or(0, |names| names.count())
+    }
+
+    /// Forgets how hops went, of which `is_meant` says that they are meant by their names.
+    pub(super) fn forget_hops(&mut self, is_meant: impl Fn(&str) -> bool) {
+        for target in self.targets.values() {
+            target.hops.retain(|(name, _, _)| !is_meant(name));
+        }
     }
 
     /// Takes a record into account.
@@ -361,12 +357,13 @@ impl Recent {
         let (Some(host), Some(port)) = (&record.server_address, record.server_port) else {
             return;
         };
-        self.targets.entry((host.clone(), port)).note(record);
+        let now = Instant::now();
+        self.targets.entry((host.clone(), port)).note(record, now);
         let cause = record.error_type.as_deref().unwrap_or_default();
         if cause.ends_with("_after_idle")
             && let Some(silence) = record.idle_before_ms
         {
-            push(&mut self.silences, (silence, record.end));
+            push(&mut self.silences, (silence, now));
         }
         let Some(tls) = &record.tls else { return };
         if record.upstream_name.is_none()
@@ -374,19 +371,19 @@ impl Recent {
             && let Some(name) = &tls.server_name
         {
             let story = self.addresses.entry(SocketAddr::new(ip, port));
-            story.note(name, answer(record), record.end);
+            story.note(name, answer(record), now);
         }
         match tls.certificate {
             Some("unknown_issuer") => {
                 if let Some(issuer) = &tls.issuer {
                     let sites = self.issuers.entry(issuer.clone());
-                    sites.note(site(host), record.end);
+                    sites.note(site(host), now);
                 }
             }
-            Some("expired" | "not_yet_valid") => self.misdated.note(host, record.end),
+            Some("expired" | "not_yet_valid") => self.misdated.note(host, now),
             Some("valid") if super::suspects::is_rejection(cause) => {
                 let names = self.rejecters.entry(record.client_address);
-                names.note(host, record.end);
+                names.note(host, now);
             }
             _ => {}
         }
@@ -435,6 +432,12 @@ impl<K, V> Default for Bounded<K, V> {
             young: HashMap::new(),
             old: HashMap::new(),
         }
+    }
+}
+
+impl<K, V> Bounded<K, V> {
+    fn values(&mut self) -> impl Iterator<Item = &mut V> {
+        self.young.values_mut().chain(self.old.values_mut())
     }
 }
 

@@ -148,12 +148,12 @@ fn filtering(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     if losses > 1 {
         evidence.push(format!("lost_{losses}_times_in_a_row").into());
     }
-    if let Some(ago) = story.other_was_fine(name, record.end) {
+    if let Some(ago) = story.other_was_fine(name) {
         let seconds = ago.as_secs();
         evidence.push(format!("other_sni_ok_same_ip_{seconds}s_ago").into());
         return Some(suspect("sni_filtering", score, evidence));
     }
-    let others = story.others_lost(name, record.end);
+    let others = story.others_lost(name);
     if others > 0 {
         evidence.push(format!("other_sni_lost_same_ip_{others}").into());
         return Some(suspect("port_or_ip_blocking", 0.6, evidence));
@@ -222,7 +222,7 @@ fn tls_interception(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     if certificate == Some("unknown_issuer")
         && let Some(issuer) = tls.and_then(|tls| tls.issuer.as_deref())
     {
-        let sites = recent.sites_of_issuer(issuer, record.end);
+        let sites = recent.sites_of_issuer(issuer);
         if sites >= SEVERAL_SITES {
             evidence.push(format!("same_unknown_issuer_for_{sites}_sites").into());
         }
@@ -237,7 +237,7 @@ fn tls_interception(record: &Record, recent: &mut Recent) -> Option<Suspect> {
         && let Some(hop) = record.hop.as_deref()
         && let Some(other) = recent
             .target(host, port)
-            .and_then(|target| target.fine_elsewhere(hop, record.end))
+            .and_then(|target| target.fine_elsewhere(hop))
     {
         evidence.push(format!("certificate_accepted_via_{other}").into());
     }
@@ -252,7 +252,7 @@ pub(super) fn is_rejection(cause: &str) -> bool {
 
 fn missing_ca(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let is_trusted = record.tls.as_ref()?.certificate == Some("valid");
-    let names = recent.names_rejected_by(record.client_address, record.end);
+    let names = recent.names_rejected_by(record.client_address);
     (is_rejection(cause(record)) && is_trusted && names >= MANY_NAMES).then(|| {
         let evidence = format!("rejects_{names}_names_that_are_trusted_here");
         suspect("missing_ca_in_client", 0.9, [evidence.into()])
@@ -281,14 +281,16 @@ fn upstream(record: &Record) -> Option<Suspect> {
     let told = cause(record).strip_prefix("upstream.")?;
     let name = match told {
         "denied" | "port_denied" => "upstream_policy",
-        "auth_required" | "auth_rejected" | "auth_scheme_unsupported" => "upstream_auth",
+        "auth_required" | "auth_rejected" | "auth_scheme_unsupported" | "auth_unavailable" => {
+            "upstream_auth"
+        }
         _ => return None,
     };
     Some(suspect(name, 1.0, [told.to_owned().into()]))
 }
 
 fn idle_timeout(record: &Record, recent: &Recent) -> Option<Suspect> {
-    let silences = recent.silences(record.end);
+    let silences = recent.silences();
     let count = silences.clone().count();
     if !cause(record).ends_with("_after_idle") || count < SILENCES {
         return None;
@@ -334,7 +336,7 @@ fn bad_node(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let (host, port) = (record.server_address.as_deref()?, record.server_port?);
     let target = recent.target(host, port)?;
     let worst = failing_addresses(record).into_iter().find_map(|ip| {
-        let clients = target.fails_alone(ip, record.end);
+        let clients = target.fails_alone(ip);
         (clients >= CLIENTS).then_some((ip, clients))
     });
     worst.map(|(ip, clients)| {
@@ -356,7 +358,7 @@ fn server_down(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let (host, port) = (record.server_address.as_deref()?, record.server_port?);
     let hop = record.hop.as_deref()?;
     let target = recent.target(host, port)?;
-    let others = target.fails_elsewhere(hop, record.end).filter(|_| is_so)?;
+    let others = target.fails_elsewhere(hop).filter(|_| is_so)?;
     let evidence = others
         .iter()
         .map(|other| format!("fails_via_{other}").into());
@@ -365,7 +367,7 @@ fn server_down(record: &Record, recent: &mut Recent) -> Option<Suspect> {
 
 fn clock_skew(record: &Record, recent: &Recent) -> Option<Suspect> {
     let certificate = record.tls.as_ref()?.certificate?;
-    let names = recent.misdated.count(record.end);
+    let names = recent.misdated.count();
     let is_so = matches!(certificate, "expired" | "not_yet_valid") && names >= MANY_NAMES;
     is_so.then(|| {
         let evidence = format!("dates_fail_for_{names}_names");
@@ -376,7 +378,7 @@ fn clock_skew(record: &Record, recent: &Recent) -> Option<Suspect> {
 fn rate_limit(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     let status = cause(record).strip_prefix("http.status.")?;
     let (host, port) = (record.server_address.as_deref()?, record.server_port?);
-    let successes = recent.target(host, port)?.successes(record.end);
+    let successes = recent.target(host, port)?.successes();
     (matches!(status, "403" | "429" | "503") && successes >= BUSY).then(|| {
         let evidence = format!("{successes}_successes_in_the_minute_before");
         suspect("waf_or_rate_limit", 0.6, [evidence.into()])

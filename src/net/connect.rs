@@ -33,6 +33,17 @@ pub struct Limits {
     pub per_address: Duration,
     /// How long one address is tried alone before the next joins in.
     pub stagger: Duration,
+    /// What its packets are like.
+    pub shape: Shape,
+}
+
+/// What the packets of a connection are like; as the system has them where nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// The largest segment (TCP MSS), in bytes.
+    pub mss: Option<u32>,
+    /// So many routers may pass them on, and one receive them (IP TTL, hop limit).
+    pub hops: Option<u32>,
 }
 
 /// One address that was tried.
@@ -92,7 +103,7 @@ pub async fn connect(
     note: &(dyn Fn(Try) + Sync),
 ) -> Result<Socket, ConnectError> {
     let addresses: Vec<_> = addresses.iter().map(|a| a.address()).collect();
-    let send = |address| Syn::send(address, zone);
+    let send = |address| Syn::send(address, zone, limits.shape);
     race(interleave(&addresses), limits, note, send).await
 }
 
@@ -116,6 +127,9 @@ fn scoped(address: SocketAddr, zone: Option<&str>) -> io::Result<SocketAddr> {
 
 /// Lets the families take turns, each in its own order, the first address staying first.
 fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    if let [_] = addresses {
+        return addresses.to_vec();
+    }
     let leads_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut lead, mut other): (Vec<SocketAddr>, Vec<SocketAddr>) = addresses
         .iter()

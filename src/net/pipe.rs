@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
@@ -20,17 +21,21 @@ const LEN: i32 = 256 * 1024;
 /// So much is taken in at a time, at most.
 const FILL: usize = 256 * 1024;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool {
-    free: Vec::new(),
-    open: 0,
-});
+/// The process's.
+static POOL: Pool = Pool::new();
+
+/// Whether the kernel, or a sandbox in front of it, does not let this process splice.
+static IS_REFUSED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug)]
-struct Pool {
+struct Pool(Mutex<Opened>);
+
+#[derive(Debug)]
+struct Opened {
     /// Empty, and nobody's.
     free: Vec<Ends>,
     /// Those, and the borrowed ones.
-    open: usize,
+    all: usize,
 }
 
 #[derive(Debug)]
@@ -44,38 +49,43 @@ struct Ends {
 pub struct Pipe {
     ends: Option<Ends>,
     held: usize,
+    pool: &'static Pool,
 }
 
 impl Pipe {
-    /// Borrows one; `None` where all are lent, or no more can be opened.
+    /// Borrows one; `None` where all are lent, no more can be opened, or they are of no use here.
     pub fn borrow() -> Option<Self> {
-        let mut pool = pool();
-        let free = pool.free.pop();
-        let ends = match free {
-            Some(ends) => ends,
-            None if pool.open < MOST => {
-                let ends = Ends::open().ok()?;
-                pool.open += 1;
-                ends
-            }
-            None => return None,
-        };
-        Some(Self {
-            ends: Some(ends),
-            held: 0,
-        })
+        if IS_REFUSED.load(Ordering::Relaxed) {
+            return None;
+        }
+        POOL.lend()
     }
 
     /// How many are lent.
     #[cfg(test)]
     pub(crate) fn lent() -> usize {
-        let pool = pool();
-        pool.open - pool.free.len()
+        let opened = POOL.opened();
+        opened.all - opened.free.len()
     }
 
     /// How many bytes it holds.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Whether an error of [`Pipe::fill`] says that this process may not splice. Nothing was taken in then, and nobody
+    /// borrows a pipe any more.
+    pub fn is_refusal(error: &io::Error) -> bool {
+        // What a filter of system calls answers is up to whoever wrote it; no socket fails of these.
+        let errno = error.raw_os_error();
+        let is_refusal = matches!(
+            errno,
+            Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EINVAL)
+        );
+        if is_refusal && !IS_REFUSED.swap(true, Ordering::Relaxed) {
+            tracing::info!(%error, "splice(2) is not allowed here: tunnels are copied");
+        }
+        is_refusal
     }
 
     /// Takes in what `socket` has; zero at the end of its stream. Only for an empty pipe: of a full one "would block" says
@@ -100,11 +110,43 @@ impl Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        let mut pool = pool();
+        let mut opened = self.pool.opened();
         match self.ends.take() {
-            Some(ends) if self.held == 0 => pool.free.push(ends),
-            _ => pool.open -= 1,
+            Some(ends) if self.held == 0 => opened.free.push(ends),
+            _ => opened.all -= 1,
         }
+    }
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self(Mutex::new(Opened {
+            free: Vec::new(),
+            all: 0,
+        }))
+    }
+
+    fn lend(&'static self) -> Option<Pipe> {
+        let mut opened = self.opened();
+        let free = opened.free.pop();
+        let ends = match free {
+            Some(ends) => ends,
+            None if opened.all < MOST => {
+                let ends = Ends::open().ok()?;
+                opened.all += 1;
+                ends
+            }
+            None => return None,
+        };
+        Some(Pipe {
+            ends: Some(ends),
+            held: 0,
+            pool: self,
+        })
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Opened> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,10 +157,6 @@ impl Ends {
         let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(LEN));
         Ok(Self { read, write })
     }
-}
-
-fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -151,17 +189,18 @@ mod tests {
 
     #[tokio::test]
     async fn there_are_only_so_many_and_each_comes_back() {
-        let all: Vec<_> = std::iter::from_fn(Pipe::borrow).collect();
-        assert!(all.len() <= MOST && pool().open == MOST);
+        static OWN: Pool = Pool::new();
+        let all: Vec<_> = std::iter::from_fn(|| OWN.lend()).collect();
+        assert_eq!((all.len(), OWN.opened().all), (MOST, MOST));
         drop(all);
         let (mut peer, ours) = pair().await;
         peer.write_all(b"unsent").await.unwrap();
-        let mut pipe = Pipe::borrow().unwrap();
+        let mut pipe = OWN.lend().unwrap();
         let fill = std::future::poll_fn(|cx| ours.poll_fill(cx, &mut pipe)).await;
         assert_eq!(fill.unwrap(), 6);
         // Nobody else may find those bytes.
         drop(pipe);
-        assert!(pool().open < MOST);
-        assert!(Pipe::borrow().is_some_and(|pipe| pipe.held() == 0));
+        assert_eq!(OWN.opened().all, MOST - 1);
+        assert!(OWN.lend().is_some_and(|pipe| pipe.held() == 0));
     }
 }

@@ -1,67 +1,50 @@
-//! Names to addresses, by the hosts file and the name servers of the system.
+//! Names to addresses, by the hosts file and by name servers: those of the system, and those that a policy names.
 //!
-//! Both files are looked at before each lookup, so that a VPN that comes or goes needs no restart.
+//! The system's files are looked at before each lookup, so that a VPN that comes or goes needs no restart.
 
 mod ask;
 mod doubt;
 mod error;
 mod facts;
+mod files;
 mod journal;
 mod provider;
+mod servers;
 mod tap;
+mod way;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
-use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::RecordType;
 use tokio::time::Instant;
 
 use ask::{Asker, Missed};
+use files::{Hosts, Watched, read_hosts};
+use servers::{Maker, Servers};
 
+use crate::policy::dns::{Ask, AskId, Dns, Prefer};
 use crate::policy::guard::is_localhost;
-use crate::target::Host;
+use crate::policy::{Policy, RouteId};
+use crate::tls::trust::Roots;
 
 pub use doubt::{Doubt, is_teredo};
-pub use error::{ResolveError, Unresolved};
+pub use error::{ResolveError, SecureError, Unresolved};
 pub use facts::{Asked, Extended, Facts, Transport};
+pub use provider::Boxed;
+pub use way::Tunnel;
 
-/// One try of one server. With two tries it stays below the 5 s that a lookup may take.
-const TRY: Duration = Duration::from_secs(2);
-const TRIES: usize = 2;
-
-/// Answers that are remembered, for as long as they say, a day at most.
-const CACHE: u64 = 4096;
-const LONGEST_TTL: Duration = Duration::from_hours(24);
-
-/// What the hosts file says.
-type Hosts = HashMap<Arc<str>, Vec<IpAddr>>;
-
-/// Looks up names.
+/// Looks up names. What it remembers, and its connections, are shared with those made [`Resolver::under`] another policy.
 #[derive(Debug)]
 pub struct Resolver {
-    hosts: Watched<Hosts>,
-    servers: Servers,
-}
-
-enum Servers {
-    /// Those of resolv.conf(5).
-    System(Watched<Option<Arc<Asker>>>),
-    /// These.
-    Given(Arc<Asker>),
-}
-
-/// What a file says, read again when the file changes.
-struct Watched<T> {
-    path: PathBuf,
-    read: fn(&Path) -> T,
-    last: Mutex<(Option<SystemTime>, Arc<T>)>,
+    hosts: Arc<Watched<Hosts>>,
+    /// By [`AskId`].
+    servers: Vec<Servers>,
+    dns: Dns,
+    /// Whose `dns` that is.
+    policy: Option<Arc<Policy>>,
+    maker: Maker,
 }
 
 /// The addresses of a name.
@@ -97,51 +80,111 @@ impl Source {
 impl Resolver {
     /// The system's: `/etc/hosts` and `/etc/resolv.conf`.
     pub fn from_system() -> Self {
-        let servers = Servers::System(Watched::new("/etc/resolv.conf", system_servers));
+        let maker = Maker::default();
+        let dns = Dns::default();
         Self {
-            hosts: Watched::new("/etc/hosts", read_hosts),
-            servers,
+            hosts: Arc::new(Watched::new("/etc/hosts", read_hosts)),
+            servers: vec![maker.system(dns.cache)],
+            dns,
+            policy: None,
+            maker,
         }
     }
 
-    /// The hosts file and these name servers, asked by UDP, and by TCP where that does not suffice.
+    /// The hosts file and, as if they were the system's, these name servers, asked by UDP, and by TCP where that does not
+    /// suffice.
     pub fn with_servers(servers: &[SocketAddr]) -> Self {
-        let config = |server: &SocketAddr| {
-            let with_port = |mut connection: ConnectionConfig| {
-                connection.port = server.port();
-                connection
-            };
-            let connections = vec![
-                with_port(ConnectionConfig::udp()),
-                with_port(ConnectionConfig::tcp()),
-            ];
-            NameServerConfig::new(server.ip(), true, connections)
-        };
-        let config =
-            ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(config).collect());
-        let servers = match build(config, ResolverOpts::default()) {
-            Some(resolver) => Servers::Given(resolver),
-            None => Servers::System(Watched::new("/etc/resolv.conf", |_| None)),
-        };
+        let maker = Maker::default();
+        let dns = Dns::default();
         Self {
-            hosts: Watched::new("/etc/hosts", read_hosts),
-            servers,
+            hosts: Arc::new(Watched::new("/etc/hosts", read_hosts)),
+            servers: vec![maker.plain(servers, dns.cache)],
+            dns,
+            policy: None,
+            maker,
         }
     }
 
-    /// Looks up both families of a name, within `limit`. A name of the hosts file is not asked for elsewhere.
+    /// The same under another policy. A server that is named as before, and reached by the same route, keeps its connections
+    /// and what it remembers.
+    #[must_use]
+    pub fn under(&self, policy: &Arc<Policy>) -> Self {
+        let dns = &policy.dns;
+        let known = || self.dns.asks.iter().zip(&self.servers);
+        let keeps = self.dns.cache == dns.cache;
+        let is_same = |known: &Ask, ask: &Ask| {
+            let by = match (known.via, ask.via, &self.policy) {
+                (None, None, _) => true,
+                (Some(old), Some(new), Some(before)) => before.is_same_route(old, policy, new),
+                (_, _, _) => false,
+            };
+            by && known.server == ask.server
+        };
+        let servers = dns.asks.iter().map(|ask| {
+            let kept = known().find(|(known, _)| keeps && is_same(known, ask));
+            match (kept, &ask.server) {
+                (Some((_, kept)), _) => kept.clone(),
+                (None, Some(server)) => self.maker.named(server, ask.via.is_some(), dns.cache),
+                (None, None) => self.maker.system(dns.cache),
+            }
+        });
+        Self {
+            hosts: self.hosts.clone(),
+            servers: servers.collect(),
+            dns: dns.clone(),
+            policy: Some(policy.clone()),
+            maker: self.maker.clone(),
+        }
+    }
+
+    /// Lets connections to the servers behind a route take the tunnels that `tunnel` gives, from now on. Those that are
+    /// open are asked nothing more.
+    pub fn lead(&self, tunnel: impl Fn(RouteId) -> Arc<dyn Tunnel>) {
+        for (ask, servers) in self.dns.asks.iter().zip(&self.servers) {
+            if let (Some(route), Servers::Given(Some(asker))) = (ask.via, servers) {
+                asker.way.lead(tunnel(route));
+            }
+        }
+    }
+
+    /// Forgets every answer of its servers, so that each name is asked for anew.
+    pub fn forget(&self) {
+        for asker in self.servers.iter().filter_map(Servers::asker) {
+            asker.forget();
+        }
+    }
+
+    /// The same, which trusts these instead of what the system does.
+    #[must_use]
+    pub fn trusting(mut self, roots: Roots) -> Self {
+        self.maker.roots = Arc::new(roots);
+        self
+    }
+
+    /// The certificates that are trusted: those of the system, where nobody says otherwise.
+    pub fn roots(&self) -> &Arc<Roots> {
+        &self.maker.roots
+    }
+
+    /// Looks up a name, within `limit`. A name of the hosts file is not asked for elsewhere.
     ///
     /// A denial that lacks its SOA record costs one more question: for a name beside it that cannot exist, within the
     /// limit and a second, and once in some minutes for its zone.
-    pub async fn resolve(&self, name: &str, limit: Duration) -> Result<Resolved, ResolveError> {
+    pub async fn resolve(
+        &self,
+        name: &str,
+        ask: AskId,
+        limit: Duration,
+    ) -> Result<Resolved, ResolveError> {
+        let prefer = self.dns.prefer;
         if let Some(addresses) = self.without_asking(name) {
             return Ok(Resolved {
-                addresses,
+                addresses: usable(name, addresses, prefer)?,
                 source: Source::Hosts,
                 facts: Facts::default(),
             });
         }
-        let Some(asker) = self.asker() else {
+        let Some(asker) = self.asker(ask) else {
             let why = Unresolved::ServerUnreachable {
                 source: None,
                 asked: Vec::new(),
@@ -151,26 +194,37 @@ impl Resolver {
         let begun = Instant::now();
         let Missed {
             error,
-            facts,
+            mut facts,
             unsigned,
-        } = match asker.ask(name, limit).await {
+        } = match asker.ask(name, prefer, limit).await {
             Ok(found) => {
+                if let Some((ip, net)) = self.dns.forged(&found.addresses) {
+                    let why = Unresolved::Forged { ip, net };
+                    return Err(ResolveError {
+                        name: name.to_owned(),
+                        why,
+                        facts: Box::new(found.facts),
+                    });
+                }
                 return Ok(Resolved {
-                    addresses: in_order(found.addresses.into_iter()),
+                    addresses: in_order(found.addresses.into_iter(), prefer),
                     source: Source::Dns,
                     facts: found.facts,
                 });
             }
             Err(missed) => missed,
         };
-        let mut why = Unresolved::new(error, limit, &facts, |server| {
-            asker.journal.peer(server).tcp
-        });
+        asker.tell(&error, &mut facts);
+        let mut why = Unresolved::new(error, limit, &facts, &asker);
         let left = limit.saturating_sub(begun.elapsed());
         if let (Unresolved::NxDomain, Some(denied)) = (&why, unsigned)
             && asker.denies_with_soa(&denied, left).await
         {
             why = Unresolved::NxDomainUnsigned;
+        }
+        if let (Unresolved::NoAddress, Some(record)) = (&why, only(prefer)) {
+            let prefer = prefer.as_str();
+            why = Unresolved::NoneOfFamily { record, prefer };
         }
         Err(ResolveError {
             name: name.to_owned(),
@@ -179,19 +233,12 @@ impl Resolver {
         })
     }
 
-    /// Whether two different answers came to one question for a name, in the last minutes.
-    pub fn is_contested(&self, name: &str) -> bool {
-        self.asker().is_some_and(|asker| {
-            ask::name_of(name).is_ok_and(|name| asker.journal.is_contested(&name))
-        })
-    }
-
     /// What speaks against the addresses that name servers gave for a name, now that they turn out to be of no use.
-    pub fn doubt(&self, name: &str, addresses: &[IpAddr]) -> Option<Doubt> {
+    pub fn doubt(&self, name: &str, ask: AskId, addresses: &[IpAddr]) -> Option<Doubt> {
         if self.without_asking(name).is_some() {
             return None;
         }
-        let asker = self.asker()?;
+        let asker = self.asker(ask)?;
         let question = ask::name_of(name).ok()?;
         let last = |kind| Some(asker.journal.last(&question, kind)?.0.read());
         let seen = [RecordType::A, RecordType::AAAA].map(last);
@@ -222,118 +269,49 @@ impl Resolver {
     }
 
     /// Who asks, where any name server is known.
-    fn asker(&self) -> Option<Arc<Asker>> {
-        match &self.servers {
-            Servers::Given(asker) => Some(asker.clone()),
-            Servers::System(watched) => (*watched.get()).clone(),
-        }
+    fn asker(&self, ask: AskId) -> Option<Arc<Asker>> {
+        self.servers.get(ask.0)?.asker()
     }
-}
-
-impl<T> Watched<T> {
-    fn new(path: &str, read: fn(&Path) -> T) -> Self {
-        let path = PathBuf::from(path);
-        let last = Mutex::new((changed(&path), Arc::new(read(&path))));
-        Self { path, read, last }
-    }
-
-    fn get(&self) -> Arc<T> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = changed(&self.path);
-        if changed != last.0 {
-            *last = (changed, Arc::new((self.read)(&self.path)));
-        }
-        last.1.clone()
-    }
-}
-
-impl std::fmt::Debug for Servers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::System(_) => "System",
-            Self::Given(_) => "Given",
-        })
-    }
-}
-
-impl<T> std::fmt::Debug for Watched<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watched")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
-    }
-}
-
-fn changed(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path)
-        .and_then(|metadata| metadata.modified())
-        .ok()
-}
-
-/// hosts(5): an address and its names a line; `#` begins a comment. Names are canonical, as targets are.
-fn read_hosts(path: &Path) -> Hosts {
-    let text = std::fs::read(path).unwrap_or_else(|error| {
-        tracing::warn!(%error, path = %path.display(), "the hosts file is not read");
-        Vec::new()
-    });
-    let mut hosts = Hosts::new();
-    for line in String::from_utf8_lossy(&text).lines() {
-        let mut words = line.split('#').next().unwrap_or(line).split_whitespace();
-        let Some(Ok(ip)) = words.next().map(str::parse::<IpAddr>) else {
-            continue;
-        };
-        for name in words {
-            if let Ok(Host::Name(name)) = Host::parse(name) {
-                hosts.entry(name).or_default().push(ip);
-            }
-        }
-    }
-    hosts
-}
-
-fn system_servers(path: &Path) -> Option<Arc<Asker>> {
-    let text = std::fs::read(path).map_err(NetError::from);
-    let parsed = text.and_then(hickory_resolver::system_conf::parse_resolv_conf);
-    match parsed {
-        Ok((config, options)) => build(config, options),
-        Err(error) => {
-            tracing::warn!(%error, path = %path.display(), "no name server is known: only names of the hosts file resolve");
-            None
-        }
-    }
-}
-
-fn build(config: ResolverConfig, mut options: ResolverOpts) -> Option<Arc<Asker>> {
-    options.timeout = options.timeout.min(TRY);
-    // The library counts those after the first.
-    options.attempts = options.attempts.clamp(1, TRIES) - 1;
-    // Without an OPT record in the question no server says why it fails (RFC 8914, section 3).
-    options.edns0 = true;
-    options.use_hosts_file = ResolveHosts::Never;
-    options.cache_size = CACHE;
-    options.positive_max_ttl = Some(LONGEST_TTL);
-    options.negative_max_ttl = Some(LONGEST_TTL);
-    Asker::new(config, options)
-        .inspect_err(|error| tracing::error!(%error, "the resolver cannot be built"))
-        .ok()
-        .map(Arc::new)
 }
 
 fn in_hosts(hosts: &Hosts, name: &str) -> Option<Vec<IpAddr>> {
     hosts
         .get(name)
-        .map(|addresses| in_order(addresses.iter().copied()))
+        .map(|addresses| in_order(addresses.iter().copied(), Prefer::Happy))
 }
 
-/// IPv6 first (RFC 8305, section 4), each address once.
-fn in_order(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+/// Those of the families that are wanted: at least one.
+fn usable(name: &str, addresses: Vec<IpAddr>, prefer: Prefer) -> Result<Vec<IpAddr>, ResolveError> {
+    let wanted = addresses.into_iter().filter(|ip| prefer.wants(*ip));
+    let wanted = in_order(wanted, prefer);
+    match only(prefer) {
+        Some(record) if wanted.is_empty() => {
+            let prefer = prefer.as_str();
+            let why = Unresolved::NoneOfFamily { record, prefer };
+            Err(ResolveError::new(name, why))
+        }
+        Some(_) | None => Ok(wanted),
+    }
+}
+
+/// The record that alone is asked for.
+fn only(prefer: Prefer) -> Option<&'static str> {
+    match prefer {
+        Prefer::Happy | Prefer::V4 | Prefer::V6 => None,
+        Prefer::V4Only => Some("A"),
+        Prefer::V6Only => Some("AAAA"),
+    }
+}
+
+/// IPv6 first where nothing else is preferred (RFC 8305, section 4), each address once.
+fn in_order(addresses: impl Iterator<Item = IpAddr>, prefer: Prefer) -> Vec<IpAddr> {
     let mut ordered: Vec<IpAddr> = Vec::new();
     for address in addresses {
         if !ordered.contains(&address) {
             ordered.push(address);
         }
     }
-    ordered.sort_by_key(IpAddr::is_ipv4);
+    ordered.sort_by_key(|ip| ip.is_ipv4() != prefer.is_v4_first());
     ordered
 }
 

@@ -18,6 +18,9 @@ use tokio::time::Instant;
 use super::pipe::Pipe;
 use super::tcp_info::TcpInfo;
 
+/// Connections that wait in the kernel to be accepted.
+pub const BACKLOG: i32 = 1024;
+
 /// Between two keepalive probes that go unanswered.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -85,6 +88,12 @@ impl Socket {
         SockRef::from(&self.0.stream).set_tcp_keepalive(&probes(idle))
     }
 
+    /// The first bytes that wait to be read, as many as there is room for; they stay where they are. Waits for one; zero is
+    /// the end.
+    pub async fn peek(&self, room: &mut [u8]) -> io::Result<usize> {
+        self.0.stream.peek(room).await
+    }
+
     /// When the connection was there.
     pub fn since(&self) -> Instant {
         self.0.since
@@ -100,6 +109,16 @@ impl Socket {
     /// It happens when the last handle is dropped. A later `shutdown` still sends a FIN.
     pub fn reset_on_close(&self) -> io::Result<()> {
         SockRef::from(&self.0.stream).set_linger(Some(Duration::ZERO))
+    }
+
+    /// Ends both directions now, whoever holds it: each of them sees the end.
+    pub fn end(&self) -> io::Result<()> {
+        SockRef::from(&self.0.stream).shutdown(Shutdown::Both)
+    }
+
+    /// Lets so many routers pass on what is sent from now on (IP TTL, hop limit), and one receive it.
+    pub fn limit_hops(&self, hops: u32) -> io::Result<()> {
+        limit_hops(&SockRef::from(&self.0.stream), self.0.peer, hops)
     }
 
     /// Whether [`Socket::reset_on_close`] was called.
@@ -213,6 +232,14 @@ impl Socket {
                 (None, Ok(())) => {}
             }
         }
+    }
+}
+
+/// Lets so many routers pass on what a socket sends to `peer`, and one receive it.
+pub(super) fn limit_hops(socket: &SockRef<'_>, peer: SocketAddr, hops: u32) -> io::Result<()> {
+    match peer {
+        SocketAddr::V4(_) => socket.set_ttl_v4(hops),
+        SocketAddr::V6(_) => socket.set_unicast_hops_v6(hops),
     }
 }
 

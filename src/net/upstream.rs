@@ -1,6 +1,11 @@
 //! Opens a tunnel through an upstream proxy that speaks HTTP/1.1, and keeps what it says if it refuses.
 
+pub mod auth;
+pub mod http2;
+pub mod proxy_protocol;
 mod reply;
+pub mod socks;
+pub mod tls;
 
 use std::io;
 use std::time::Duration;
@@ -12,7 +17,9 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use self::auth::AuthError;
 pub use self::reply::{Reply, Reported};
+use self::socks::SocksError;
 use crate::secret::Secret;
 use crate::target::Target;
 use crate::timeouts::Brief;
@@ -28,6 +35,9 @@ const MAX_INTERIM: usize = 32;
 
 /// So much of a refusal's body is read, in bytes: behind the styles of an error page stands its text.
 const MAX_BODY: usize = 8 * 1024;
+
+/// So much of the body of a 407 is read to ask again on the same connection, in bytes.
+const MAX_DRAINED: usize = 64 * 1024;
 
 /// How long a refusal's body is waited for. The status is known by then; the body only explains it.
 const BODY_LIMIT: Duration = Duration::from_secs(1);
@@ -47,6 +57,35 @@ pub enum UpstreamError {
     /// It answered with another status than 2xx.
     #[error("answered {} {}{}", .0.status.as_u16(), .0.reason, .0.redirect())]
     Refused(Box<Reply>),
+    /// It answered 407, and there is nothing to answer to that.
+    #[error("answered 407 {}: {why}", .reply.reason)]
+    Unauthorized {
+        /// What it said.
+        reply: Box<Reply>,
+        /// Why it is final.
+        why: AuthError,
+    },
+    /// It ended the stream of HTTP/2 before an answer.
+    #[error("ended the stream: {reason}")]
+    Stream {
+        /// The name of the error code.
+        reason: String,
+    },
+    /// It ended the connection of HTTP/2 before an answer.
+    #[error("closes the HTTP/2 connection: {reason}")]
+    GoAway {
+        /// The name of the error code.
+        reason: String,
+    },
+    /// As many connections to it are open as the policy allows.
+    #[error("{limit} connections to it are open, as many as limits.connections allows")]
+    Full {
+        /// The limit.
+        limit: usize,
+    },
+    /// Its SOCKS protocol ended without a connection.
+    #[error(transparent)]
+    Socks(#[from] SocksError),
     /// No whole head came within the limit.
     #[error("no answer in {}", Brief(*after))]
     NoReply {
@@ -102,7 +141,7 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
         request(target, credentials, via).map_err(|source| UpstreamError::Io { source })?;
     let begun = Instant::now();
     let mut buffer = BytesMut::new();
-    let reply = timeout_at(begun + limit, async {
+    let mut reply = timeout_at(begun + limit, async {
         // A proxy may refuse and close before it has read: its answer is worth more than the error.
         let unsent = socket.write_all(&request).await.err();
         read_reply(socket, &mut buffer, unsent).await
@@ -117,24 +156,36 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
             early: buffer.freeze(),
         });
     }
-    let want = reply.body_len().unwrap_or(usize::MAX).min(MAX_BODY);
+    // A 407 is answered on the same connection, for which all of its body must be gone.
+    let is_asking = reply.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+    let most = if is_asking { MAX_DRAINED } else { MAX_BODY };
+    let mut end = reply.body_len(&buffer);
     // Whatever ends it, what came until then is used.
     let _ = timeout_at(Instant::now() + BODY_LIMIT, async {
-        while buffer.len() < want && read_some(socket, &mut buffer, want).await? > 0 {}
+        let want = |end: Option<usize>| end.unwrap_or(usize::MAX).min(most);
+        while buffer.len() < want(end) && read_some(socket, &mut buffer, want(end)).await? > 0 {
+            end = reply.body_len(&buffer);
+        }
         io::Result::Ok(())
     })
     .await;
-    buffer.truncate(want);
+    reply.is_reusable = reply.is_kept() && end == Some(buffer.len());
+    buffer.truncate(end.unwrap_or(MAX_BODY).min(MAX_BODY));
     Err(UpstreamError::Refused(Box::new(reply.with_body(&buffer))))
 }
 
-/// Reads of the body of a refusal that came by way of hyper as much as [`open`] would.
-pub async fn read_body<B: Body<Data = Bytes> + Unpin>(mut body: B) -> BytesMut {
+/// Reads of the body of a refusal that came by way of hyper as much as [`open`] would of one that asks who we are: its
+/// beginning, and whether that is all and its end was read.
+pub async fn read_body<B: Body<Data = Bytes> + Unpin>(mut body: B) -> (BytesMut, bool) {
     let mut text = BytesMut::new();
+    let mut is_whole = false;
     let _ = timeout_at(Instant::now() + BODY_LIMIT, async {
-        while text.len() < MAX_BODY
-            && let Some(Ok(frame)) = body.frame().await
-        {
+        while text.len() < MAX_DRAINED {
+            let Some(frame) = body.frame().await else {
+                is_whole = true;
+                break;
+            };
+            let Ok(frame) = frame else { break };
             if let Some(data) = frame.data_ref() {
                 text.extend_from_slice(data);
             }
@@ -142,7 +193,7 @@ pub async fn read_body<B: Body<Data = Bytes> + Unpin>(mut body: B) -> BytesMut {
     })
     .await;
     text.truncate(MAX_BODY);
-    text
+    (text, is_whole)
 }
 
 fn request(

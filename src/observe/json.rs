@@ -13,7 +13,7 @@ use jiff::fmt::temporal::DateTimePrinter;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::record::{Action, Attempt, Outcome, Record};
+use crate::record::{Action, Attempt, ClientTcp, Outcome, Record, ServerTcp};
 
 type Result = std::result::Result<(), serde_json::Error>;
 
@@ -27,10 +27,47 @@ trait Value {
     fn write(&self, out: &mut Vec<u8>) -> Result;
 }
 
-/// Writes each member whose value is there, with the comma before it.
+/// Writes each member whose value is there, with the comma before it. What all keys begin with may stand before them.
 macro_rules! members {
-    ($out:expr, $($key:literal: $value:expr,)*) => {
-        $(member($out, concat!(",\"", $key, "\":"), $value)?;)*
+    ($out:expr, $($key:literal: $value:expr,)*) => { members!($out, "" + $($key: $value,)*) };
+    ($out:expr, $start:literal + $($key:literal: $value:expr,)*) => {
+        $(member($out, concat!(",\"", $start, $key, "\":"), $value)?;)*
+    };
+}
+
+/// The members of either end of a tunnel.
+macro_rules! tcp_members {
+    ($out:expr, $start:literal + $type:ident = $tcp:expr) => {
+        let $type {
+            close,
+            errno,
+            rtt_ms,
+            min_rtt_ms,
+            retransmissions,
+            bytes_sent,
+            bytes_acked,
+            bytes_received,
+            unacked,
+            pmtu,
+            rcv_mss,
+            segs_in,
+            segs_out,
+        } = $tcp;
+        members!($out, $start +
+            "close": close,
+            "errno": errno,
+            "rtt_ms": rtt_ms,
+            "min_rtt_ms": min_rtt_ms,
+            "retrans": retransmissions,
+            "bytes_sent": bytes_sent,
+            "bytes_acked": bytes_acked,
+            "bytes_received": bytes_received,
+            "unacked": unacked,
+            "pmtu": pmtu,
+            "rcv_mss": rcv_mss,
+            "segs_in": segs_in,
+            "segs_out": segs_out,
+        );
     };
 }
 
@@ -60,6 +97,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         error_message,
         client_address,
         client_port,
+        user,
         user_agent,
         method,
         resend_count,
@@ -85,6 +123,8 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         phase,
         side,
         confidence,
+        label,
+        roles,
         rule,
         rule_source,
         would,
@@ -92,10 +132,12 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         route,
         hop,
         attempts,
+        faults,
         notes,
         suspects,
         ending,
         policy,
+        trace,
         dns_ms,
         connect_ms,
         upstream_ms,
@@ -109,6 +151,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         upstream_reason,
         upstream_proxy_status,
         upstream_squid_error,
+        upstream_socks_reply,
         upstream_auth_schemes,
         upstream_body,
         tls,
@@ -149,6 +192,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         "error.message": error_message,
         "client.address": client_address,
         "client.port": client_port,
+        "user.name": user,
         "user_agent.original": user_agent,
         "http.request.method": method,
         "http.request.resend_count": &resend_count,
@@ -174,6 +218,8 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         "egress.phase": phase,
         "egress.side": side,
         "egress.confidence": confidence,
+        "egress.client.label": label,
+        "egress.client.role": roles,
         "egress.rule": rule,
         "egress.rule_source": rule_source,
         "egress.would": would,
@@ -182,11 +228,15 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         "egress.hop": hop,
         "egress.attempts": attempts,
     );
+    serde_members(out, "egress.fault", faults)?;
     serde_members(out, "egress.notes", notes)?;
     serde_members(out, "egress.suspects", suspects)?;
     members!(out,
         "egress.end": ending,
         "egress.policy": policy,
+    );
+    flat(out, trace.as_deref())?;
+    members!(out,
         "egress.timing.dns_ms": dns_ms,
         "egress.timing.connect_ms": connect_ms,
         "egress.timing.upstream_ms": upstream_ms,
@@ -202,12 +252,17 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         "egress.upstream.reason_phrase": upstream_reason,
         "egress.upstream.proxy_status": upstream_proxy_status,
         "egress.upstream.squid_error": upstream_squid_error,
+        "egress.upstream.socks_reply": upstream_socks_reply,
     );
     serde_members(out, "egress.upstream.auth_schemes", upstream_auth_schemes)?;
     members!(out, "egress.upstream.body": upstream_body,);
     flat(out, tls.as_deref())?;
-    flat(out, client_tcp.as_deref())?;
-    flat(out, server_tcp.as_deref())?;
+    if let Some(tcp) = client_tcp.as_deref() {
+        tcp_members!(out, "egress.tcp.client." + ClientTcp = tcp);
+    }
+    if let Some(tcp) = server_tcp.as_deref() {
+        tcp_members!(out, "egress.tcp.server." + ServerTcp = tcp);
+    }
     flat(out, reset.as_deref())?;
     flat(out, icmp.as_ref())?;
     members!(out,
@@ -246,16 +301,29 @@ fn flat(out: &mut Vec<u8>, part: Option<&impl Serialize>) -> Result {
 
 /// Most texts need no escaping; serde escapes the others.
 fn text(out: &mut Vec<u8>, text: &str) -> Result {
-    let is_odd = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
-    // All bytes are looked at, so that many are at once.
-    let is_plain = !text.bytes().fold(false, |odd, byte| odd | is_odd(byte));
-    if !is_plain {
+    if !is_plain(text) {
         return serde_json::to_writer(out, text);
     }
+    quoted(out, text);
+    Ok(())
+}
+
+/// A word of our own, which needs none.
+fn word(out: &mut Vec<u8>, word: &'static str) {
+    debug_assert!(is_plain(word), "{word:?} needs escaping");
+    quoted(out, word);
+}
+
+fn is_plain(text: &str) -> bool {
+    let is_odd = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    // All bytes are looked at, so that many are at once.
+    !text.bytes().fold(false, |odd, byte| odd | is_odd(byte))
+}
+
+fn quoted(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
-    Ok(())
 }
 
 /// An address without quotes.
@@ -293,17 +361,21 @@ macro_rules! values {
 }
 
 values! {
-    &'static str => |value, out| text(out, value);
+    &'static str => |value, out| {
+        word(out, value);
+        Ok(())
+    };
     String => |value, out| text(out, value);
     Arc<str> => |value, out| text(out, value);
     Cow<'static, str> => |value, out| text(out, value);
     [&'static str; 1] => |value, out| {
         out.push(b'[');
-        text(out, value[0])?;
+        word(out, value[0]);
         out.push(b']');
         Ok(())
     };
     u16 => |value, out| serde_json::to_writer(out, value);
+    u32 => |value, out| serde_json::to_writer(out, value);
     u64 => |value, out| serde_json::to_writer(out, value);
     f64 => |value, out| serde_json::to_writer(out, value);
     IpAddr => |value, out| {
@@ -364,6 +436,7 @@ impl Value for Attempt {
             address,
             family,
             cause,
+            side,
             ms,
             icmp,
             reused,
@@ -376,7 +449,7 @@ impl Value for Attempt {
             Some(cause) => cause.write(out)?,
             None => out.extend_from_slice(b"null"),
         }
-        members!(out, "ms": ms,);
+        members!(out, "side": side, "ms": ms,);
         if let Some(icmp) = icmp {
             out.extend_from_slice(b",\"icmp\":");
             serde_json::to_writer(&mut *out, icmp)?;
@@ -389,7 +462,8 @@ impl Value for Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{ClientTcp, Dns, Icmp, IcmpKeys, Reset, ServerTcp, Suspect, Tls};
+    use crate::record::trace::{Hex, Trace};
+    use crate::record::{Dns, Icmp, IcmpKeys, Reset, Suspect, Tls};
 
     fn both(record: &Record) -> (String, String) {
         let mut ours = b"before\n".to_vec();
@@ -419,6 +493,7 @@ mod tests {
             address: Some((ip, 443).into()),
             family: Some("ipv4"),
             cause: Some(nasty().into()),
+            side: Some("network"),
             ms: 0.001,
             icmp: Some(Icmp {
                 r#type: 3,
@@ -466,6 +541,7 @@ mod tests {
             route: Some("r".into()),
             hop: Some("h".into()),
             attempts: vec![attempt, Attempt::default()],
+            faults: vec!["f".into()],
             notes: vec!["one", "two"],
             suspects: vec![Suspect {
                 name: "s",
@@ -474,6 +550,11 @@ mod tests {
             }],
             ending: Some("close.both".into()),
             policy: Some("p".into()),
+            trace: Some(Box::new(Trace {
+                id: Hex([0x5a; 16]),
+                span: Some(Hex([1; 8])),
+                parent: Some(Hex([0xf0; 8])),
+            })),
             dns_ms: Some(1.0),
             connect_ms: Some(0.25),
             upstream_ms: Some(1e9),
@@ -496,6 +577,7 @@ mod tests {
             upstream_reason: Some(nasty()),
             upstream_proxy_status: Some("s".to_owned()),
             upstream_squid_error: Some("e".to_owned()),
+            upstream_socks_reply: Some(5),
             upstream_auth_schemes: vec!["Basic".to_owned()],
             upstream_body: Some(nasty()),
             tls: Some(Box::new(Tls {
@@ -505,8 +587,19 @@ mod tests {
             })),
             client_tcp: Some(Box::default()),
             server_tcp: Some(Box::new(ServerTcp {
+                close: Some("rst"),
+                errno: Some("ECONNRESET".into()),
                 rtt_ms: Some(0.5),
-                ..ServerTcp::default()
+                min_rtt_ms: Some(0.25),
+                retransmissions: Some(1),
+                bytes_sent: Some(2),
+                bytes_acked: Some(3),
+                bytes_received: Some(4),
+                unacked: Some(5),
+                pmtu: Some(6),
+                rcv_mss: Some(7),
+                segs_in: Some(8),
+                segs_out: Some(9),
             })),
             reset: Some(Box::new(Reset::default())),
             icmp: Some(IcmpKeys {

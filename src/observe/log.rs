@@ -1,13 +1,15 @@
 //! The log of records: formatted and written by a thread of its own, so that no request waits for a disk.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::board::Keep;
+use super::desk::{Desk, Office, Put, REST};
 use super::{Observe, json, text};
 use crate::record::Record;
 
@@ -23,67 +25,70 @@ pub enum Form {
     },
 }
 
-/// Records in wait for the writer, beside those that it has in hand: about 10 MiB when it is full.
-const QUEUE: usize = 8192;
-
-/// The writer rests so long before it looks for more: to be woken for each record would cost more than to write it.
-const REST: Duration = Duration::from_millis(5);
-
 /// A batch is written when no record is left or this much is gathered, in bytes.
 const BATCH: usize = 64 * 1024;
 
 /// A log on its way to a file or to standard output.
 #[derive(Debug)]
 pub struct Log {
-    desk: Arc<Desk>,
-    /// Hears that the writer has ended.
-    ended: Mutex<Receiver<()>>,
+    office: Office<Held>,
+    /// The file was moved away, and a new one is to be begun.
+    is_moved: Arc<AtomicBool>,
 }
 
-/// Where records wait for the writer.
-#[derive(Debug, Default)]
-struct Desk {
-    pile: Mutex<Pile>,
-    bell: Condvar,
-    dropped: AtomicU64,
+/// A record in wait: the log's own, or one that others look at as well.
+#[derive(Debug)]
+enum Held {
+    Own(Box<Record>),
+    Shared(Arc<Record>),
 }
 
-#[derive(Debug, Default)]
-#[expect(clippy::vec_box, reason = "a record is long, and moves under the lock")]
-struct Pile {
-    records: Vec<Box<Record>>,
-    /// The writer waits for the bell; else it looks by itself.
-    is_waited_for: bool,
-    /// No more records come.
-    is_closed: bool,
-}
+impl Deref for Held {
+    type Target = Record;
 
-impl Desk {
-    fn pile(&self) -> MutexGuard<'_, Pile> {
-        self.pile.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes all records in place of `taken`, which is empty, and waits for some; `false` where no more come.
-    #[expect(clippy::vec_box, reason = "the pile's own")]
-    fn take(&self, taken: &mut Vec<Box<Record>>) -> bool {
-        let mut pile = self.pile();
-        while pile.records.is_empty() && !pile.is_closed {
-            pile.is_waited_for = true;
-            pile = self.bell.wait(pile).unwrap_or_else(PoisonError::into_inner);
+    fn deref(&self) -> &Record {
+        match self {
+            Self::Own(record) => record,
+            Self::Shared(record) => record,
         }
-        pile.is_waited_for = false;
-        std::mem::swap(&mut pile.records, taken);
-        !taken.is_empty()
+    }
+}
+
+/// What the writer writes to.
+enum Sink {
+    /// A file, which may be moved away.
+    File(PathBuf, File),
+    /// Anything else.
+    Other(Box<dyn Write + Send>),
+}
+
+impl Sink {
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(_, file) => file.write_all(batch),
+            Self::Other(sink) => sink.write_all(batch).and_then(|()| sink.flush()),
+        }
     }
 
-    /// Rests, unless the end has come.
-    fn rest(&self) {
-        let pile = self.pile();
-        let rested = self
-            .bell
-            .wait_timeout_while(pile, REST, |pile| !pile.is_closed);
-        drop(rested);
+    /// Begins a new file in the place of one that was moved away; the old one stays where that fails.
+    fn reopen(&mut self) {
+        let Self::File(path, file) = self else {
+            return tracing::warn!("the record log is no file: there is nothing to reopen");
+        };
+        match open(path) {
+            Ok(new) => {
+                *file = new;
+                tracing::info!(path = %path.display(), "the record log is reopened");
+            }
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "reopen the record log failed; the old one stays in use");
+            }
+        }
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// A log file that cannot be opened.
@@ -97,12 +102,11 @@ pub struct OpenError {
 impl Log {
     /// Writes to a file, appending to it.
     pub fn to_file(path: &Path, form: Form) -> Result<Self, OpenError> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let file = file.map_err(|source| OpenError {
+        let file = open(path).map_err(|source| OpenError {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self::to(file, form))
+        Ok(Self::begin(Sink::File(path.to_owned(), file), form))
     }
 
     /// Writes to standard output.
@@ -112,38 +116,48 @@ impl Log {
 
     /// Writes to anything.
     pub fn to(sink: impl Write + Send + 'static, form: Form) -> Self {
-        let (ending, ended) = sync_channel(1);
-        let desk = Arc::<Desk>::default();
-        let of_writer = desk.clone();
-        let writer = move || {
-            write_all(sink, form, &of_writer);
-            // Nobody may be waiting for it any more.
-            let _ = ending.send(());
-        };
-        if let Err(error) = std::thread::Builder::new()
-            .name("records".to_owned())
-            .spawn(writer)
-        {
-            tracing::error!(%error, "no thread for the record log");
-        }
-        Self {
-            desk,
-            ended: Mutex::new(ended),
-        }
+        Self::begin(Sink::Other(Box::new(sink)), form)
     }
 
-    /// How many records were lost because the reader or the disk was slow.
-    pub fn dropped(&self) -> u64 {
-        self.desk.dropped.load(Ordering::Relaxed)
+    fn begin(sink: Sink, form: Form) -> Self {
+        let is_moved = Arc::<AtomicBool>::default();
+        let told = is_moved.clone();
+        let office = Office::open("records", move |desk| {
+            write_all(sink, form, desk, &told);
+        });
+        Self { office, is_moved }
+    }
+
+    /// Goes on in a new file of the same name: whoever rotates logs has moved the old one away.
+    pub fn reopen(&self) {
+        self.is_moved.store(true, Ordering::Release);
+        self.office.desk.nudge();
+    }
+
+    fn put(&self, record: Held) {
+        if self.office.desk.put(record) == Put::FirstDropped {
+            tracing::warn!("the reader of the record log is too slow: records are dropped");
+        }
+    }
+}
+
+impl Keep for Log {
+    fn name(&self) -> &'static str {
+        "log"
+    }
+
+    fn keep(&self, record: Arc<Record>) {
+        self.put(Held::Shared(record));
+    }
+
+    fn dropped(&self) -> u64 {
+        self.office.desk.dropped()
     }
 
     /// Writes what is in the queue and ends the writer. Later records are lost, and so is what cannot be written within
     /// `limit`: a reader that is stuck does not hold the process.
-    pub fn close(&self, limit: Duration) {
-        self.desk.pile().is_closed = true;
-        self.desk.bell.notify_one();
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+    fn close(&self, limit: Duration) {
+        if !self.office.close(limit) {
             tracing::error!("the reader of the record log is stuck: the last records are lost");
         }
         let lost = self.dropped();
@@ -155,22 +169,7 @@ impl Log {
 
 impl Observe for Log {
     fn record(&self, record: Box<Record>) {
-        let mut pile = self.desk.pile();
-        let is_full = pile.records.len() >= QUEUE;
-        if is_full || pile.is_closed {
-            drop(pile);
-            let before = self.desk.dropped.fetch_add(1, Ordering::Relaxed);
-            if before == 0 && is_full {
-                tracing::warn!("the reader of the record log is too slow: records are dropped");
-            }
-            return;
-        }
-        pile.records.push(record);
-        let is_waited_for = std::mem::take(&mut pile.is_waited_for);
-        drop(pile);
-        if is_waited_for {
-            self.desk.bell.notify_one();
-        }
+        self.put(Held::Own(record));
     }
 }
 
@@ -183,11 +182,14 @@ pub fn form_of_stdout(no_colour: bool) -> Form {
     }
 }
 
-fn write_all(mut sink: impl Write, form: Form, desk: &Desk) {
+fn write_all(mut sink: Sink, form: Form, desk: &Desk<Held>, is_moved: &AtomicBool) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut taken = Vec::new();
     let (mut failed, mut told) = (false, 0);
     while desk.take(&mut taken) {
+        if is_moved.swap(false, Ordering::Acquire) {
+            sink.reopen();
+        }
         let mut records = taken.drain(..).peekable();
         while records.peek().is_some() {
             let mut gathered = 0;
@@ -197,10 +199,10 @@ fn write_all(mut sink: impl Write, form: Form, desk: &Desk) {
                 gathered += 1;
                 write_one(&mut batch, form, &record);
             }
-            match sink.write_all(&batch).and_then(|()| sink.flush()) {
+            match sink.write(&batch) {
                 Ok(()) => {
                     failed = false;
-                    let lost = desk.dropped.load(Ordering::Relaxed);
+                    let lost = desk.dropped();
                     if lost > told {
                         tracing::warn!(
                             lost = lost - told,
@@ -210,7 +212,7 @@ fn write_all(mut sink: impl Write, form: Form, desk: &Desk) {
                     }
                 }
                 Err(error) => {
-                    desk.dropped.fetch_add(gathered, Ordering::Relaxed);
+                    desk.lose(gathered);
                     if !failed {
                         tracing::error!(%error, "write to the record log failed; records are lost until it works again");
                     }
@@ -220,7 +222,7 @@ fn write_all(mut sink: impl Write, form: Form, desk: &Desk) {
             batch.clear();
         }
         drop(records);
-        desk.rest();
+        desk.rest(REST);
     }
 }
 
@@ -242,9 +244,16 @@ fn write_one(batch: &mut Vec<u8>, form: Form, record: &Record) {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
-    use super::*;
+    use super::super::desk::QUEUE;
+    use super::{Form, Keep as _, Log, Observe as _};
+    use std::io::{self, Write};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::record::Record;
 
     fn record(status: u16) -> Box<Record> {
         let start = jiff::Timestamp::UNIX_EPOCH;

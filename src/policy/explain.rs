@@ -1,21 +1,27 @@
 //! A walk told: which rules were passed over and why, and what was decided by which rule.
 
-use std::fmt::{self, Write as _};
+mod describe;
+mod hops;
+mod print;
+
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::matcher::{Hosts, Matcher, Resolve, Truth, Unknown};
+use super::dns::Why;
+use super::flight::Flight;
 use super::no_proxy::{Bypass, NoProxy};
 use super::{
-    Action, Decision, Denial, Lookup, Mode, Needs, Note, Policy, Preflight, Query, RouteSpec, Rule,
-    Step, Verdict, Walk,
+    Decision, Denial, Lookup, Needs, Note, Policy, Preflight, Query, RouteSpec, Rule, Step,
+    Verdict, Walk,
 };
 use crate::target::Target;
 use crate::timeouts::Timeouts;
+use describe::why_not;
+pub use hops::{Hop, Retrying};
 
 /// The name and version of the explanation's form.
 pub const SCHEMA: &str = "routecause.explain/1";
@@ -34,6 +40,9 @@ pub struct Explanation {
     pub decision: Outcome,
     /// The rules in front of the one that decided, in order, and why none of them did.
     pub passed: Vec<Passed>,
+    /// Who is asked for the target's name, where it is looked up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Asked>,
     /// How long each wait may take.
     pub timeouts: Waits,
     /// What a `NO_PROXY` list alone says, where one was asked about.
@@ -52,9 +61,34 @@ pub struct Request {
     pub target: String,
     /// The client's address.
     pub client: IpAddr,
+    /// The user name that it gives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Its label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Its roles.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
     /// What the target's name resolves to, where a rule asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addresses: Option<Vec<IpAddr>>,
+    /// What comes first in the tunnel, where a rule or a guard asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_flight: Option<FirstFlight>,
+}
+
+/// What comes first in a tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct FirstFlight {
+    /// `tls`, `http`, `ssh` or `other`.
+    pub proto: &'static str,
+    /// The name in SNI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+    /// The protocols of ALPN.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn: Vec<String>,
 }
 
 /// What comes of a request.
@@ -73,6 +107,15 @@ pub struct Outcome {
     /// Host and port of the upstream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
+    /// The hops of the route, where it is a chain.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hops: Vec<Hop>,
+    /// From when on a tunnel keeps its hop, where it has more than one: `connect` or `first_byte`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<&'static str>,
+    /// What is tried again, where there is more than one hop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retrying>,
     /// Why it is refused, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -85,9 +128,39 @@ pub struct Outcome {
     /// What is tried before the tunnel is granted: `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preflight: Option<&'static str>,
+    /// The interference that the policy injects on that way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Injected>,
     /// The rule or guard in report mode that would have decided otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub would: Option<String>,
+}
+
+/// Interference that a policy injects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Injected {
+    /// The fault's name.
+    pub name: String,
+    /// The hop that it strikes; `accept` comes before any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hop: Option<String>,
+    /// What it does, as in `reset at client_hello`.
+    pub does: String,
+}
+
+/// Who is asked for a name.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Asked {
+    /// The name server's name in the policy; `system` for those of resolv.conf, `pin` for addresses of `dns.hosts`.
+    pub server: String,
+    /// How it is asked: `udp`, `tcp`, `tls`, `https`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<&'static str>,
+    /// The route that the connection to it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// Why it: `rule`, the entry of its `domains`, or `default`.
+    pub by: String,
 }
 
 /// What happens to a request.
@@ -126,6 +199,9 @@ pub struct Waits {
     pub first_byte: String,
     pub body_idle: String,
     pub idle: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_duration: Option<String>,
+    pub sniff: String,
     pub head: String,
     pub keepalive: String,
 }
@@ -168,16 +244,36 @@ pub fn explain(policy: &Policy, query: &Query<'_>) -> Result<Explanation, Needs>
             method: query.method.to_string(),
             target: query.target.to_string(),
             client: query.client.ip(),
+            user: query.claim.user.as_deref().map(str::to_owned),
+            label: query.claim.label.as_deref().map(str::to_owned),
+            roles: policy.roles_of(query).map(ToString::to_string).collect(),
             addresses: match query.addresses {
                 Some(Lookup::Found(addresses)) => Some(addresses.to_vec()),
                 Some(Lookup::Failed) | None => None,
             },
+            first_flight: query.first_flight.and_then(FirstFlight::of),
         },
         decision: Outcome::of(policy, &decision, query),
         passed,
+        dns: Asked::of(policy, &decision, query),
         timeouts: Waits::of(decision.timeouts),
         no_proxy: None,
     })
+}
+
+impl FirstFlight {
+    fn of(flight: &Flight) -> Option<Self> {
+        let alpn = flight.hello().map(|hello| hello.alpn.iter());
+        Some(Self {
+            proto: flight.proto()?.as_str(),
+            sni: flight.server_name().map(ToString::to_string),
+            alpn: alpn
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect(),
+        })
+    }
 }
 
 impl Outcome {
@@ -192,10 +288,14 @@ impl Outcome {
             source: decision.rule.map(|rule| rule.source.to_string()),
             route: None,
             upstream: None,
+            hops: Vec::new(),
+            commit: None,
+            retry: None,
             reason: None,
             status: None,
             code: None,
             preflight: None,
+            faults: Vec::new(),
             would: decision.would.map(|would| would.name().to_owned()),
         };
         match &decision.verdict {
@@ -203,10 +303,24 @@ impl Outcome {
                 let route = policy.route(*id);
                 this.route = Some(route.name.to_string());
                 this.preflight = decision.preflight.map(Preflight::as_str);
-                this.action = match &route.spec {
+                let faults = policy.faults_of(*id).into_iter();
+                let injected = faults.map(|(hop, fault)| Injected {
+                    name: fault.name.to_string(),
+                    hop: hop.map(str::to_owned),
+                    does: fault.to_string(),
+                });
+                this.faults = injected.collect();
+                this.action = match &policy.without_faults(*id).spec {
                     RouteSpec::Direct => Does::Direct,
-                    RouteSpec::Upstream { proxy, .. } => {
-                        this.upstream = Some(proxy.to_string());
+                    RouteSpec::Chain(chain) => {
+                        this.hops = hops::hops(policy, chain);
+                        this.commit = hops::commit(decision, query.scheme, chain);
+                        this.retry = hops::retry(decision, query.scheme, chain);
+                        Does::Via
+                    }
+                    RouteSpec::Group(_) | RouteSpec::Pac(_) | RouteSpec::Faulty { .. } => Does::Via,
+                    RouteSpec::Upstream(upstream) => {
+                        this.upstream = Some(upstream.proxy.to_string());
                         Does::Via
                     }
                 };
@@ -230,6 +344,40 @@ impl Outcome {
             }
         }
         this
+    }
+}
+
+impl Asked {
+    /// Nothing where the name is not looked up, or where it was asked for by a rule before.
+    fn of(policy: &Policy, decision: &Decision<'_>, query: &Query<'_>) -> Option<Self> {
+        let name = query.target.host.name()?;
+        let Verdict::Route(route) = decision.verdict else {
+            return None;
+        };
+        if !policy.may_dial_target(route) {
+            return None;
+        }
+        if policy.pinned(name).is_some() {
+            return Some(Self {
+                server: "pin".to_owned(),
+                transport: None,
+                via: None,
+                by: "dns.hosts".to_owned(),
+            });
+        }
+        let (id, why) = policy.dns.choose(name, decision.dns);
+        let ask = policy.dns.ask(id);
+        let server = ask.server.as_ref();
+        Some(Self {
+            server: server.map_or("system", |server| &server.name).to_owned(),
+            transport: server.map(|server| server.transport.as_str()),
+            via: ask.via.map(|via| policy.route(via).name.to_string()),
+            by: match why {
+                Why::Rule => "rule".to_owned(),
+                Why::Domain(domain) => domain.to_owned(),
+                Why::Default => "default".to_owned(),
+            },
+        })
     }
 }
 
@@ -263,6 +411,8 @@ impl Waits {
             first_byte: spell(timeouts.first_byte),
             body_idle: spell(timeouts.body_idle),
             idle: spell(timeouts.idle),
+            max_duration: timeouts.max_duration.map(spell),
+            sniff: spell(timeouts.sniff),
             head: spell(timeouts.head),
             keepalive: spell(timeouts.keepalive),
         }
@@ -283,250 +433,4 @@ fn spell(duration: Duration) -> String {
         text.push_str("0s");
     }
     text
-}
-
-impl fmt::Display for Explanation {
-    /// For people: the decision first, then the rules on the way to it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Request {
-            method,
-            target,
-            client,
-            ..
-        } = &self.request;
-        writeln!(f, "{method} {target} from {client}")?;
-        let decision = &self.decision;
-        let does = match (&decision.upstream, &decision.route) {
-            (Some(upstream), Some(route)) => format!("goes through upstream {route} ({upstream})"),
-            (None, Some(_)) => "goes direct".to_owned(),
-            (_, None) => format!("is refused with {}", decision.status.unwrap_or(403)),
-        };
-        write!(f, "  {does}, by {}", decision.rule)?;
-        if let Some(source) = &decision.source {
-            write!(f, " ({source})")?;
-        }
-        if let Some(reason) = &decision.reason {
-            write!(f, ": {reason}")?;
-        }
-        writeln!(f)?;
-        if let Some(preflight) = decision.preflight {
-            writeln!(
-                f,
-                "  after a preflight: {preflight}, within {}",
-                self.timeouts.hello
-            )?;
-        }
-        if let Some(would) = &decision.would {
-            writeln!(f, "  in report mode: {would} would have decided otherwise")?;
-        }
-        if let Some(addresses) = &self.request.addresses {
-            let addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
-            writeln!(f, "  looked up: {}", addresses.join(", "))?;
-        }
-        if let Some(list) = &self.no_proxy {
-            let verdict = match (&list.entry, &list.reason) {
-                (Some(entry), Some(reason)) => format!("bypass, by {entry:?} ({reason})"),
-                (None, Some(reason)) => format!("bypass ({reason})"),
-                (_, None) => "no entry, so through a proxy".to_owned(),
-            };
-            writeln!(f, "  NO_PROXY: {verdict}")?;
-        }
-        if !self.passed.is_empty() {
-            writeln!(f, "rules before it:")?;
-        }
-        let width = self.passed.iter().map(|p| p.rule.chars().count()).max();
-        for passed in &self.passed {
-            writeln!(
-                f,
-                "  {:width$}  {}  ({})",
-                passed.rule,
-                passed.why,
-                passed.source,
-                width = width.unwrap_or(0).min(30)
-            )?;
-        }
-        Ok(())
-    }
-}
-
-/// Why a rule did not decide; `None` where it did.
-fn why_not(rule: &Rule, note: Note, query: &Query<'_>) -> Option<String> {
-    Some(match note {
-        Note::Decided => return None,
-        Note::Passed => describe(&rule.matcher, query),
-        Note::Unknown => {
-            let truth = rule.matcher.judge(query);
-            if truth == Truth::Unknown(Unknown::LookupFailed) {
-                "the name could not be looked up".to_owned()
-            } else {
-                "a tunnel does not show what it asks for".to_owned()
-            }
-        }
-        Note::Off => "it is off".to_owned(),
-        Note::Expired => "it has expired".to_owned(),
-        Note::Would => {
-            let does = match &rule.action {
-                Action::Block(_) => "it would block",
-                Action::Route(_) => "it would decide",
-                Action::Continue => "it would set its options",
-            };
-            let by = if rule.mode == Mode::Report {
-                ""
-            } else {
-                " (mode: report)"
-            };
-            format!("{does}, and is in report mode{by}")
-        }
-        Note::Continued => "it matched, set its options and went on".to_owned(),
-    })
-}
-
-/// What of a matcher made it what it is for a request, as in `port 443 is not 80`.
-fn describe(matcher: &Matcher, query: &Query<'_>) -> String {
-    let truth = matcher.judge(query);
-    let (is, has) = match truth {
-        Truth::True => ("is", "has"),
-        Truth::False => ("is not", "has no"),
-        Truth::Unknown(_) => ("may be", "may have"),
-    };
-    let target = query.target;
-    match matcher {
-        // What decided it: the first part that is like the whole.
-        Matcher::All(parts) | Matcher::Any(parts) => {
-            let alike: Vec<_> = parts
-                .iter()
-                .filter(|part| part.judge(query) == truth)
-                .collect();
-            let one = matches!(matcher, Matcher::All(_)) == (truth == Truth::False);
-            match (alike.first(), one) {
-                (None, _) => "it speaks of everything".to_owned(),
-                (Some(first), true) => describe(first, query),
-                (Some(_), false) => {
-                    let all: Vec<_> = alike.iter().map(|part| describe(part, query)).collect();
-                    clip(all.join(" and "))
-                }
-            }
-        }
-        Matcher::Not(inner) => describe(inner, query),
-        Matcher::Host(hosts) => format!("host {} {is} in {}", target.host, names(hosts)),
-        Matcher::HostRegex(regex) => {
-            let regex = regex.as_str();
-            let written = regex
-                .strip_prefix("^(?:")
-                .and_then(|r| r.strip_suffix(")$"));
-            format!(
-                "host {} {is} matched by {}",
-                target.host,
-                written.unwrap_or(regex)
-            )
-        }
-        Matcher::PlainHost(_) => match target.host.name() {
-            Some(name) if name.contains('.') => format!("host {name} has a dot"),
-            Some(name) => format!("host {name} has no dot"),
-            None => format!("host {} is an address", target.host),
-        },
-        Matcher::Ip(nets, resolve) => match (target.host.ip(), resolve, query.addresses) {
-            (Some(ip), ..) => format!("address {ip} {is} in {}", list(nets)),
-            (None, Resolve::Never, _) => format!("host {} is a name, not an address", target.host),
-            (None, _, Some(Lookup::Found(ips))) => {
-                let which = if *resolve == Resolve::Any {
-                    "some"
-                } else {
-                    "every"
-                };
-                let ips: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
-                clip(format!(
-                    "{which} address of {} ({}) {is} in {}",
-                    target.host,
-                    ips.join(", "),
-                    list(nets)
-                ))
-            }
-            (None, _, _) => format!("{} was not looked up", target.host),
-        },
-        Matcher::Sets(sets) => {
-            let sets: Vec<_> = sets.iter().map(|set| &*set.name).collect();
-            clip(format!(
-                "host {} {is} in set {}",
-                target.host,
-                sets.join(" or ")
-            ))
-        }
-        Matcher::NoProxy(no_proxy) => match no_proxy.judge(target) {
-            Some(Bypass::Entry { entry, .. }) => {
-                format!("NO_PROXY entry {entry:?} exempts {}", target.host)
-            }
-            Some(Bypass::Loopback) => format!("{} is loopback", target.host),
-            None => format!("no NO_PROXY entry exempts {target}"),
-        },
-        Matcher::Port(ports) => {
-            let ports: Vec<_> = ports
-                .ranges()
-                .iter()
-                .map(|range| match (range.start(), range.end()) {
-                    (from, to) if from == to => from.to_string(),
-                    (from, to) => format!("{from}-{to}"),
-                })
-                .collect();
-            clip(format!("port {} {is} {}", target.port, ports.join(" or ")))
-        }
-        Matcher::Scheme(scheme) => {
-            format!("scheme {} {is} {}", query.scheme.as_str(), scheme.as_str())
-        }
-        Matcher::Method(methods) => {
-            let methods: Vec<_> = methods.iter().map(http::Method::as_str).collect();
-            clip(format!(
-                "method {} {is} {}",
-                query.method,
-                methods.join(" or ")
-            ))
-        }
-        Matcher::Path(_) => match query.path {
-            Some(path) => clip(format!("path {path} {is} among its paths")),
-            None => "a tunnel does not show the path".to_owned(),
-        },
-        Matcher::Header(name, _) => match query.headers {
-            Some(_) => format!("the request {has} such a header {name}"),
-            None => format!("a tunnel does not show the header {name}"),
-        },
-        Matcher::Client(nets) => format!("client {} {is} in {}", query.client.ip(), list(nets)),
-    }
-}
-
-fn names(hosts: &Hosts) -> String {
-    let written = hosts
-        .written()
-        .iter()
-        .map(|pattern| match pattern.strip_prefix("**.") {
-            Some(domain) => format!("domain {domain}"),
-            None => pattern.clone(),
-        });
-    several(written)
-}
-
-fn list(nets: &[IpNet]) -> String {
-    several(nets.iter().map(|net| {
-        if net.prefix_len() == net.max_prefix_len() {
-            return net.addr().to_string();
-        }
-        net.to_string()
-    }))
-}
-
-/// The first few of many.
-fn several(items: impl ExactSizeIterator<Item = String>) -> String {
-    const FEW: usize = 4;
-    let more = items.len().saturating_sub(FEW);
-    let shown: Vec<_> = items.take(FEW).collect();
-    match more {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
-}
-
-fn clip(text: String) -> String {
-    match text.char_indices().nth(200) {
-        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
-        None => text,
-    }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::Ports;
+use super::flight::SniMismatch;
 use crate::client::Client;
 use crate::target::{Host, Target, canonical_ip};
 
@@ -24,6 +25,8 @@ pub struct Guards {
     pub block_private: bool,
     /// The ports that CONNECT may name; `None` for any.
     pub connect_ports: Option<Ports>,
+    /// Tunnels whose SNI is another name than their target. Not asked with the others: it hangs on the first flight.
+    pub sni_mismatch: SniMismatch,
     /// What is let through all the same.
     pub except: Vec<Exception>,
     /// The addresses that we listen on.
@@ -72,6 +75,8 @@ pub enum Guard {
     Special,
     /// `guards.own`: our own listeners.
     Own,
+    /// `guards.sni_mismatch`
+    SniMismatch,
 }
 
 impl Guard {
@@ -84,6 +89,7 @@ impl Guard {
             Self::ConnectPorts => "guards.connect_ports",
             Self::Special => "guards.special",
             Self::Own => "guards.own",
+            Self::SniMismatch => "guards.sni_mismatch",
         }
     }
 }
@@ -108,6 +114,7 @@ impl Default for Guards {
             block_link_local: true,
             block_private: false,
             connect_ports: None,
+            sni_mismatch: SniMismatch::Allow,
             except: Vec::new(),
             own: Vec::new(),
         }

@@ -5,8 +5,11 @@
     reason = "what is not known of a matcher gives no finding"
 )]
 
+mod chains;
+
 use jiff::Timestamp;
 
+use super::flight::Sniff;
 use super::matcher::{Matcher, Resolve};
 use super::{Action, Mode, Policy, Rule, Scheme};
 
@@ -78,6 +81,9 @@ pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
                 Some("name all that it needs here"),
             );
         }
+        for (message, help) in chains::lint(policy, rule) {
+            find(message, Some(help));
+        }
         if asks_for_plain_request_in_tunnel(&rule.matcher) {
             find(
                 format!(
@@ -85,6 +91,12 @@ pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
                     rule.name
                 ),
                 Some("leave out `scheme: connect`, or `path` and `header`"),
+            );
+        }
+        if rule.dns.is_some() && !asks(rule, policy) {
+            find(
+                "this rule looks no name up: its `dns` has no effect".to_owned(),
+                Some("an upstream is told the name; `resolve` looks it up"),
             );
         }
         match &rule.action {
@@ -104,11 +116,62 @@ pub fn lint(policy: &Policy, now: Timestamp) -> Vec<Finding> {
             ),
             Action::Route(_) | Action::Block(_) | Action::Continue => {}
         }
+        if let [first, ..] = *modules_of_tunnels(&rule.matcher) {
+            find(
+                format!(
+                    "rule `{}`: a tunnel shows its host only, so `{first}` is unknown there and does not match",
+                    rule.name
+                ),
+                Some("a pattern that is a host alone works in tunnels too"),
+            );
+        }
+        if rule.matcher.sees_flight()
+            && let Some(by) = blinds(rule, earlier, policy)
+        {
+            find(
+                format!(
+                    "rule `{}` never matches a tunnel: {by} leaves `sni`, `alpn` and `proto` unknown",
+                    rule.name
+                ),
+                Some("`sniff: auto` reads the first flight where a rule asks for it"),
+            );
+        }
         for line in no_proxy_lint(&rule.matcher) {
             find(format!("NO_PROXY entry {line}"), None);
         }
     }
     findings
+}
+
+/// Whether a rule may have a name looked up, by itself or by what it leads to.
+fn asks(rule: &Rule, policy: &Policy) -> bool {
+    rule.matcher.looks_up()
+        || match &rule.action {
+            Action::Route(routes) => [routes.http, routes.connect]
+                .into_iter()
+                .any(|route| policy.may_dial_target(route)),
+            Action::Block(_) => false,
+            Action::Continue => true,
+        }
+}
+
+/// Who says `sniff: never` wherever a rule is asked, if anyone.
+fn blinds(rule: &Rule, earlier: &[Rule], policy: &Policy) -> Option<String> {
+    match rule.sniff {
+        Some(Sniff::Never) => return Some("its own `sniff: never`".to_owned()),
+        Some(Sniff::Auto | Sniff::Always) => return None,
+        None => {}
+    }
+    let sets = |by: &&Rule| {
+        by.sniff.is_some() && matches!(by.action, Action::Continue) && by.mode != Mode::Off
+    };
+    // The last one wins; one that does not speak of all of it may leave some of it alone.
+    match earlier.iter().rev().find(sets) {
+        Some(by) if by.sniff != Some(Sniff::Never) || !covers(&by.matcher, &rule.matcher) => None,
+        Some(by) => Some(format!("the `sniff: never` of `{}`", by.name)),
+        None if policy.sniff == Sniff::Never => Some("`defaults.sniff: never`".to_owned()),
+        None => None,
+    }
 }
 
 /// Whether every request that `rule` speaks of was decided by `by` before.
@@ -126,11 +189,19 @@ fn shadows(by: &Rule, rule: &Rule, policy: &Policy) -> bool {
     };
     // Where a lookup fails, a block by address still holds, and what goes in front of it may not.
     let is_block = matches!(rule.action, Action::Block(_));
-    let may_slip_past = is_block && looks_up(&by.matcher);
+    let may_slip_past = is_block && by.matcher.looks_up();
+    // Where first flights are not read, it does not hold, and the other one may.
+    let is_blinded = policy.sniff == Sniff::Never
+        || policy
+            .rules
+            .iter()
+            .any(|rule| rule.sniff == Some(Sniff::Never));
+    let may_be_blind = is_blinded && by.matcher.sees_flight();
     decides
         && lasts
         && by.mode == Mode::Enforce
         && !may_slip_past
+        && !may_be_blind
         && covers(&by.matcher, &rule.matcher)
 }
 
@@ -140,7 +211,10 @@ fn covers(broad: &Matcher, narrow: &Matcher) -> bool {
         (Matcher::All(parts), _) => parts.iter().all(|part| covers(part, narrow)),
         (_, Matcher::Any(parts)) => parts.iter().all(|part| covers(broad, part)),
         (_, Matcher::Sets(sets)) => sets.iter().all(|set| {
-            (set.hosts.is_empty() || covers(broad, &Matcher::Host(set.hosts.clone())))
+            // What is in none matches nothing, and that is told elsewhere.
+            !(set.hosts.is_empty() && set.nets.is_empty())
+                && set.modules.is_empty()
+                && (set.hosts.is_empty() || covers(broad, &Matcher::Host(set.hosts.clone())))
                 && (set.nets.is_empty()
                     || covers(broad, &Matcher::Ip(set.nets.clone(), Resolve::Never)))
         }),
@@ -177,6 +251,22 @@ fn covers(broad: &Matcher, narrow: &Matcher) -> bool {
             narrow.iter().all(|m| broad.contains(m))
         }
         (Matcher::Client(broad), Matcher::Client(narrow)) => all_inside(narrow, broad),
+        (Matcher::User(broad), Matcher::User(narrow))
+        | (Matcher::Listener(broad), Matcher::Listener(narrow))
+        | (Matcher::Alpn(broad), Matcher::Alpn(narrow)) => {
+            narrow.iter().all(|name| broad.contains(name))
+        }
+        (Matcher::Role(broad), Matcher::Role(narrow)) => narrow
+            .iter()
+            .all(|role| broad.iter().any(|b| covers(&b.matcher, &role.matcher))),
+        (Matcher::Label(broad), Matcher::Label(narrow)) => {
+            let broad = broad.written();
+            narrow.written().iter().all(|n| broad.contains(n))
+        }
+        (Matcher::Sni(broad), Matcher::Sni(narrow)) => broad.cover(narrow),
+        (Matcher::Proto(broad), Matcher::Proto(narrow)) => {
+            narrow.iter().all(|proto| broad.contains(proto))
+        }
         (Matcher::Not(broad), Matcher::Not(narrow)) => covers(narrow, broad),
         _ => false,
     }
@@ -209,14 +299,25 @@ fn resolves(matcher: &Matcher, how: Resolve) -> bool {
     }
 }
 
-/// Whether its answer may hang on a lookup.
-fn looks_up(matcher: &Matcher) -> bool {
+/// The module patterns in it that are more than a host; none where it speaks of plain requests only.
+fn modules_of_tunnels(matcher: &Matcher) -> Vec<&str> {
     match matcher {
-        Matcher::Ip(_, resolve) => *resolve != Resolve::Never,
-        Matcher::All(parts) | Matcher::Any(parts) => parts.iter().any(looks_up),
-        Matcher::Not(inner) => looks_up(inner),
-        _ => false,
+        Matcher::GoModule(modules) => modules.hidden_in_tunnels().collect(),
+        Matcher::Sets(sets) => {
+            let modules = sets.iter().flat_map(|set| set.modules.hidden_in_tunnels());
+            modules.collect()
+        }
+        Matcher::All(parts) if parts.iter().any(is_plain) => Vec::new(),
+        Matcher::All(parts) | Matcher::Any(parts) => {
+            parts.iter().flat_map(modules_of_tunnels).collect()
+        }
+        Matcher::Not(inner) => modules_of_tunnels(inner),
+        _ => Vec::new(),
     }
+}
+
+fn is_plain(matcher: &Matcher) -> bool {
+    matches!(matcher, Matcher::Scheme(Scheme::Http))
 }
 
 fn no_proxy_lint(matcher: &Matcher) -> Vec<String> {

@@ -3,6 +3,8 @@
 //! Source: `golang.org/x/net/http/httpproxy`. Departures: a trailing dot on one side only, `LOCALHOST` and
 //! `localhost.`, `[v6]` without a port; legacy IPv4 spellings never get here, since [`crate::target`] refuses them.
 
+pub mod clients;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -134,6 +136,11 @@ impl NoProxy {
     /// How entries with a leading dot are read.
     pub fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// The entries, as written.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| &*entry.written)
     }
 
     /// What in the list is read in other ways elsewhere, or never matches.

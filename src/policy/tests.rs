@@ -6,12 +6,18 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, Method};
 use proptest::prelude::*;
 
+use super::clients::LabelPatterns;
 use super::explain::{Does, explain};
+use super::flight::{Flight, Proto, SniMismatch};
 use super::guard::Guards;
-use super::matcher::{Hosts, Nets, Resolve, Set};
+use super::matcher::{Hosts, Nets, Resolve, Set, Truth};
+use super::modules::{Modules, Pattern};
 use super::no_proxy::{Dialect, NoProxy};
+use super::upstream::{Credential, Source, Upstream};
 use super::*;
-use crate::target::Host;
+use crate::client::{Claim, Client};
+use crate::secret::Secret;
+use crate::target::{Host, Target};
 
 const HOSTS: [&str; 6] = [
     "a.example",
@@ -49,6 +55,11 @@ fn ports() -> impl Strategy<Value = Ports> {
 }
 
 fn leaf() -> impl Strategy<Value = Matcher> {
+    let sni = [
+        Hosts::new(&["a.example"], &[]).unwrap(),
+        Hosts::new(&["*.a.example", "c.*"], &[]).unwrap(),
+        Hosts::new(&[], &["example"]).unwrap(),
+    ];
     let globs = |glob| {
         let mut set = globset::GlobSetBuilder::new();
         set.add(globset::Glob::new(glob).unwrap());
@@ -60,7 +71,7 @@ fn leaf() -> impl Strategy<Value = Matcher> {
         2 => (nets(), prop::sample::select(vec![Resolve::Never, Resolve::Any, Resolve::All]))
             .prop_map(|(nets, resolve)| Matcher::Ip(nets, resolve)),
         1 => (hosts(), nets()).prop_map(|(hosts, nets)| {
-            Matcher::Sets(vec![Arc::new(Set { name: "s".into(), hosts, nets })])
+            Matcher::Sets(vec![Arc::new(Set { name: "s".into(), hosts, nets, modules: Modules::default() })])
         }),
         1 => Just(Matcher::NoProxy(Arc::new(NoProxy::parse("c.example,10.0.0.0/8", Dialect::Go)))),
         2 => ports().prop_map(Matcher::Port),
@@ -69,6 +80,19 @@ fn leaf() -> impl Strategy<Value = Matcher> {
         1 => Just(Matcher::Path(globs("/x*"))),
         1 => Just(Matcher::Header(HeaderName::from_static("user-agent"), globs("*bot*"))),
         1 => nets().prop_map(Matcher::Client),
+        1 => Just(Matcher::User(vec!["alice".into()])),
+        1 => Just(Matcher::Label(LabelPatterns::new(&["unit-*"]).unwrap())),
+        1 => Just(Matcher::Listener(vec!["proxy".into()])),
+        1 => nets().prop_map(|nets| Matcher::Role(vec![Arc::new(Role {
+            name: "near".into(),
+            matcher: Matcher::All(vec![Matcher::Client(nets)]),
+        })])),
+        3 => prop::sample::select(sni.to_vec()).prop_map(Matcher::Sni),
+        1 => Just(Matcher::Alpn(vec!["h2".into()])),
+        2 => prop::sample::subsequence(vec![Proto::Tls, Proto::Http, Proto::Ssh, Proto::Other], 1..3)
+            .prop_map(Matcher::Proto),
+        2 => prop::sample::subsequence(vec!["a.example", "a.example/x", "*/x"], 1..3)
+            .prop_map(|patterns| Matcher::GoModule(patterns.iter().map(|p| Pattern::parse(p).unwrap()).collect())),
         1 => Just(Matcher::HostRegex(regex::Regex::new("^(?:[ab]\\..*)$").unwrap())),
     ]
 }
@@ -115,8 +139,15 @@ fn rule() -> impl Strategy<Value = Rule> {
         Some(Timestamp::UNIX_EPOCH),
         Some(Timestamp::MAX),
     ]);
-    (matcher(), action(), mode, expires, any::<bool>()).prop_map(
-        |(matcher, action, mode, expires, waits)| Rule {
+    let sniff = prop::sample::select(vec![
+        None,
+        None,
+        Some(Sniff::Auto),
+        Some(Sniff::Always),
+        Some(Sniff::Never),
+    ]);
+    (matcher(), action(), mode, expires, any::<bool>(), sniff).prop_map(
+        |(matcher, action, mode, expires, waits, sniff)| Rule {
             name: "".into(),
             source: "".into(),
             matcher,
@@ -125,6 +156,10 @@ fn rule() -> impl Strategy<Value = Rule> {
             expires,
             timeouts: waits.then(Arc::default),
             preflight: None,
+            dns: None,
+            commit: None,
+            retry: None,
+            sniff,
         },
     )
 }
@@ -134,15 +169,21 @@ fn policy() -> impl Strategy<Value = Policy> {
         prop::collection::vec(rule(), 0..6),
         any::<bool>(),
         any::<bool>(),
+        prop::sample::select(vec![
+            SniMismatch::Allow,
+            SniMismatch::Allow,
+            SniMismatch::Report,
+            SniMismatch::Block,
+        ]),
+        prop::sample::select(vec![Sniff::Auto, Sniff::Auto, Sniff::Never]),
     )
-        .prop_map(|(mut rules, report, blocks)| {
+        .prop_map(|(mut rules, report, blocks, mismatch, sniff)| {
             for (at, rule) in rules.iter_mut().enumerate() {
                 rule.name = format!("r{at}").into();
             }
-            let upstream = RouteSpec::Upstream {
-                proxy: Target::from_authority("proxy.example:8080").unwrap(),
-                credentials: None,
-            };
+            let upstream = RouteSpec::Upstream(Arc::new(Upstream::http(
+                Target::from_authority("proxy.example:8080").unwrap(),
+            )));
             let default = if blocks {
                 Action::Block(Block::default())
             } else {
@@ -156,20 +197,12 @@ fn policy() -> impl Strategy<Value = Policy> {
                 report,
                 guards: Guards {
                     report,
+                    sni_mismatch: mismatch,
                     ..Guards::default()
                 },
                 rules,
                 index: None,
-                default: Rule {
-                    name: "default".into(),
-                    source: "".into(),
-                    matcher: Matcher::everything(),
-                    action: default,
-                    mode: Mode::Enforce,
-                    expires: None,
-                    timeouts: None,
-                    preflight: None,
-                },
+                default: Rule::new("default".into(), "".into(), Matcher::everything(), default),
                 routes: vec![
                     Route {
                         name: "direct".into(),
@@ -181,8 +214,16 @@ fn policy() -> impl Strategy<Value = Policy> {
                     },
                 ],
                 timeouts: Arc::default(),
+                errors_in_json: false,
+                commit: Commit::default(),
+                retry: Retry::default(),
                 circuit: None,
+                sniff,
+                roles: Vec::new(),
+                labels: Labels::None,
+                proves_users: false,
                 pins: Vec::new(),
+                dns: Dns::default(),
             }
         })
 }
@@ -195,12 +236,15 @@ struct Asked {
     is_connect: bool,
     headers: HeaderMap,
     addresses: Option<Vec<IpAddr>>,
+    claim: Claim,
+    flight: Flight,
 }
 
 impl Asked {
     fn query<'a>(&'a self, addresses: Option<Lookup<'a>>) -> Query<'a> {
         Query {
             client: &self.client,
+            claim: &self.claim,
             scheme: if self.is_connect {
                 Scheme::Connect
             } else {
@@ -215,7 +259,16 @@ impl Asked {
             path: (!self.is_connect).then_some("/x?y"),
             headers: (!self.is_connect).then_some(&self.headers),
             addresses,
+            first_flight: None,
             now: Timestamp::UNIX_EPOCH + Duration::from_secs(1),
+        }
+    }
+
+    /// The query with all facts.
+    fn known(&self) -> Query<'_> {
+        Query {
+            first_flight: Some(&self.flight),
+            ..self.query(Some(self.lookup()))
         }
     }
 
@@ -239,9 +292,21 @@ fn asked() -> impl Strategy<Value = Asked> {
         any::<bool>(),
         any::<bool>(),
         addresses,
+        prop::sample::select(vec!["", "alice", "bob+unit-1", "unit-2"]),
+        prop::sample::select(vec![
+            Flight::tls(Some("a.example"), ["h2", "http/1.1"]),
+            Flight::tls(Some("b.a.example"), ["http/1.1"]),
+            Flight::tls(None, []),
+            Flight::Http,
+            Flight::Ssh,
+            Flight::Other,
+            Flight::Silent,
+            Flight::Unfinished,
+            Flight::Hidden,
+        ]),
     )
         .prop_map(
-            |(host, port, client, is_connect, is_bot, addresses)| Asked {
+            |(host, port, client, is_connect, is_bot, addresses, user, flight)| Asked {
                 client: Client {
                     peer: client.parse().unwrap(),
                     local: "127.0.0.1:3128".parse().unwrap(),
@@ -259,6 +324,8 @@ fn asked() -> impl Strategy<Value = Asked> {
                     .into_iter()
                     .collect(),
                 addresses,
+                claim: Claim::of(user, Labels::UsernameSuffix),
+                flight,
             },
         )
 }
@@ -278,10 +345,17 @@ fn summary(decision: &Decision<'_>) -> String {
 fn walk(policy: &Policy, asked: &Asked) -> (String, bool) {
     let mut walk = Walk::default();
     let mut looked_up = false;
+    let mut looked_in = false;
     loop {
-        let query = asked.query(looked_up.then(|| asked.lookup()));
+        let mut query = asked.query(looked_up.then(|| asked.lookup()));
+        query.first_flight = looked_in.then_some(&asked.flight);
         match policy.step(&mut walk, &query) {
             Step::Decided(decision) => return (summary(&decision), looked_up),
+            Step::Needs(Needs::FirstFlight) => {
+                assert!(!looked_in, "a fact is asked for once");
+                assert!(asked.is_connect, "a plain request has no first flight");
+                looked_in = true;
+            }
             Step::Needs(Needs::Addresses) => {
                 assert!(!looked_up, "a fact is asked for once");
                 looked_up = true;
@@ -301,17 +375,23 @@ fn reversed(matcher: &Matcher) -> Matcher {
     }
 }
 
+fn secret(text: &str) -> Credential {
+    Credential {
+        value: Secret::new(text),
+        source: Source::Fixed,
+    }
+}
+
 #[test]
 fn an_explanation_reads_well_and_keeps_its_form() {
     let rule = |name: &str, line: usize, matcher, action, mode| Rule {
-        name: name.into(),
-        source: format!("p.yaml:{line}").into(),
-        matcher,
-        action,
         mode,
-        expires: None,
-        timeouts: None,
-        preflight: None,
+        ..Rule::new(
+            name.into(),
+            format!("p.yaml:{line}").into(),
+            matcher,
+            action,
+        )
     };
     let direct = || {
         Action::Route(ByScheme {
@@ -394,15 +474,31 @@ fn an_explanation_reads_well_and_keeps_its_form() {
             },
             Route {
                 name: "corp".into(),
-                spec: RouteSpec::Upstream {
-                    proxy: Target::from_authority("proxy.example:8080").unwrap(),
-                    credentials: Some(Secret::new("Basic s3cret")),
-                },
+                spec: RouteSpec::Upstream(Arc::new(Upstream {
+                    auth: Some(upstream::Auth {
+                        schemes: vec![upstream::Scheme::Basic],
+                        login: Some(upstream::Login {
+                            username: secret("me"),
+                            password: secret("s3cret"),
+                        }),
+                        spn: None,
+                        preemptive: true,
+                    }),
+                    ..Upstream::http(Target::from_authority("proxy.example:8080").unwrap())
+                })),
             },
         ],
         timeouts: Arc::default(),
+        errors_in_json: false,
+        commit: Commit::default(),
+        retry: Retry::default(),
         circuit: None,
+        sniff: Sniff::Auto,
+        roles: Vec::new(),
+        labels: Labels::None,
+        proves_users: false,
         pins: Vec::new(),
+        dns: Dns::default(),
     };
     let asked = Asked {
         client: Client {
@@ -417,6 +513,8 @@ fn an_explanation_reads_well_and_keeps_its_form() {
             "10.0.0.1".parse().unwrap(),
             "192.0.2.1".parse().unwrap(),
         ]),
+        claim: Claim::NONE,
+        flight: Flight::Silent,
     };
     assert_eq!(explain(&policy, &asked.query(None)), Err(Needs::Addresses));
     let explanation = explain(&policy, &asked.query(Some(asked.lookup()))).unwrap();
@@ -470,7 +568,8 @@ proptest! {
     #[test]
     fn explain_decides_what_the_walk_decides(policy in policy(), asked in asked()) {
         let (walked, looked_up) = walk(&policy, &asked);
-        let query = asked.query(looked_up.then(|| asked.lookup()));
+        let mut query = asked.query(looked_up.then(|| asked.lookup()));
+        query.first_flight = Some(&asked.flight);
         let explanation = explain(&policy, &query).expect("every fact is there");
         let Step::Decided(decision) = policy.step(&mut Walk::default(), &query) else {
             panic!("every fact is there");
@@ -493,6 +592,40 @@ proptest! {
         names.dedup();
         prop_assert_eq!(names.len(), explanation.passed.len());
         prop_assert!(explanation.passed.iter().all(|passed| !passed.why.is_empty()));
+    }
+
+    #[test]
+    fn facts_that_are_known_beforehand_change_nothing(policy in policy(), asked in asked()) {
+        let (walked, _) = walk(&policy, &asked);
+        let Step::Decided(decision) = policy.step(&mut Walk::default(), &asked.known()) else {
+            panic!("every fact is there");
+        };
+        prop_assert_eq!(summary(&decision), walked);
+    }
+
+    #[test]
+    fn the_first_flight_is_asked_for_only_where_it_can_decide(policy in policy(), asked in asked()) {
+        let mut walk = Walk::default();
+        let query = asked.query(Some(asked.lookup()));
+        if let Step::Needs(Needs::FirstFlight) = policy.step(&mut walk, &query) {
+            let at = policy.rules.get(walk.at.unwrap());
+            let guard = policy.guards.sni_mismatch != SniMismatch::Allow;
+            prop_assert!(guard || at.is_some_and(|rule| rule.matcher.sees_flight()));
+        }
+    }
+
+    #[test]
+    fn no_rule_switches_the_guard_of_sni_off(mut policy in policy(), asked in asked()) {
+        policy.guards.sni_mismatch = SniMismatch::Block;
+        policy.report = false;
+        let query = asked.known();
+        let differs = query.first_flight.is_some_and(|flight| flight.differs_from(&query.target.host));
+        if query.scheme == Scheme::Connect && differs {
+            let Step::Decided(decision) = policy.step(&mut Walk::default(), &query) else {
+                panic!("every fact is there");
+            };
+            prop_assert!(matches!(decision.verdict, Verdict::Deny(_)), "{:?}", decision);
+        }
     }
 
     #[test]
@@ -535,7 +668,7 @@ proptest! {
     #[test]
     fn a_fact_that_comes_later_changes_nothing_that_was_known(matcher in matcher(), asked in asked()) {
         let before = matcher.judge(&asked.query(None));
-        let after = matcher.judge(&asked.query(Some(asked.lookup())));
+        let after = matcher.judge(&asked.known());
         if !matches!(before, Truth::Unknown(_)) {
             prop_assert_eq!(before, after);
         }

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::Caller;
 use super::patience::Patience;
 use super::pool::{Lease, Pool};
 use super::upload::{Uploading, is_malformed};
 use crate::exchange::Exchange;
 use crate::failure::{Failure, MalformedAnswer, OriginError, chain};
-use crate::net::socket::{Socket, reset_behind};
+use crate::net::socket::reset_behind;
 use crate::relay::Meter;
 
 /// The body of an answer to the client.
@@ -36,7 +37,7 @@ pub struct Passing {
     lease: Option<(Lease, Arc<Pool>)>,
     upload: Uploading,
     meter: Arc<Meter>,
-    client: Socket,
+    caller: Arc<Caller>,
     patience: Patience,
     /// The end of the connection is the end of the body, so only a reset can say that it was cut.
     ends_by_close: bool,
@@ -49,7 +50,7 @@ impl Passing {
         exchange: Exchange,
         lease: (Lease, Arc<Pool>),
         upload: Uploading,
-        client: Socket,
+        caller: Arc<Caller>,
         limit: Duration,
         ends_by_close: bool,
     ) -> Self {
@@ -61,7 +62,7 @@ impl Passing {
             lease: Some(lease),
             upload,
             meter,
-            client,
+            caller,
             patience,
             ends_by_close,
         }
@@ -90,10 +91,8 @@ impl Passing {
 
     fn fail(&mut self, failure: &Failure) -> io::Error {
         let is_reset = matches!(failure, Failure::Origin(OriginError::BodyReset(_)));
-        if (self.ends_by_close || is_reset)
-            && let Err(error) = self.client.reset_on_close()
-        {
-            tracing::debug!(%error, "set a client to end with a reset");
+        if self.ends_by_close || is_reset {
+            self.caller.reset();
         }
         self.lease = None;
         if let Some(exchange) = self.exchange.take() {

@@ -1,31 +1,41 @@
 //! A plain request: out on a kept or a fresh connection, and its answer back.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, VIA};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, VIA};
 use http::{Method, Request, Response, StatusCode, Version, request};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::ext::{ReasonPhrase, on_informational};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::answer::{Answer, Open, Passing};
+use super::decide::{Ask, Verdict, Walked, decide};
 use super::headers::{self, Wishes};
+use super::introduce::{Introduction, KEPT};
+use super::patience::Alarm;
 use super::pool::{Lease, Pool};
+use super::replay::Copy;
 use super::respond::{RECORD, Whole};
-use super::tunnel::Ends;
+use super::tunnel::{Ends, Opened};
 use super::upload::{Outgoing, Upload, Uploading};
-use super::{Agreed, Ask, Proxy, Served, decide};
+use super::{Agreed, Caller, Proxy, Served, given};
 use crate::cause::Phase;
 use crate::exchange::{Exchange, Trail};
 use crate::failure::{Failure, MalformedAnswer, OriginError, RequestError, classify};
-use crate::net::socket::{Socket, reset_behind};
+use crate::net::places::Held;
+use crate::net::socket::reset_behind;
 use crate::net::upstream::{self, Reply, UpstreamError};
-use crate::policy::{RouteId, Scheme};
-use crate::route::{Form, Plan};
+use crate::net::wire::Wire;
+use crate::policy::RouteId;
+use crate::record::trace::{TRACEPARENT, Trace};
+use crate::route::chain::{Link, Rest};
+use crate::route::{Conn, Form, Plan};
 use crate::snapshot::Snapshot;
 use crate::target::Target;
 use crate::timeouts::Timeouts;
@@ -55,16 +65,26 @@ impl Proxy {
         let target = Target::from_absolute(&parts.uri).map_err(RequestError::from)?;
         exchange.targets(&target);
         headers::check_host(&parts, &target, 80).map_err(RequestError::from)?;
-        let snapshot = self.admit(&parts, exchange)?;
-        let ask = Ask {
-            parts: &parts,
-            target: &target,
-            scheme: Scheme::Http,
+        let given = given(&parts.headers);
+        let (snapshot, claim) = self.admit(Some(&parts.headers), given, exchange).await?;
+        let ask = Ask::plain(&parts, &target, &claim);
+        let Verdict::Decided(decided, plan) =
+            decide(&snapshot, ask, Walked::default(), exchange, route).await?
+        else {
+            unreachable!("a plain request has no first flight");
         };
-        let (decided, plan) = decide(&snapshot, &self.identity.via, ask, exchange, route).await?;
         self.check_circuit(&snapshot, &target)?;
         let asked_in = parts.version;
+        // HTTP/2 says by its frames where a body ends.
+        let is_framed = parts.version != Version::HTTP_2 || body.is_end_stream();
+        if !is_framed && !parts.headers.contains_key(CONTENT_LENGTH) {
+            let chunked = HeaderValue::from_static("chunked");
+            parts.headers.insert(TRANSFER_ENCODING, chunked);
+        }
         let wishes = headers::prepare(&mut parts, &self.identity.via)?;
+        if let Some(traceparent) = exchange.trace().and_then(Trace::traceparent) {
+            parts.headers.insert(TRACEPARENT, traceparent);
+        }
         if wishes.ends_here {
             return Ok(Served::Here(self.answer_here(&parts)));
         }
@@ -79,21 +99,25 @@ impl Proxy {
         };
         let (response, lease) = errand.run(parts, body, exchange).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let is_end_to_end = matches!(lease.form, Form::Origin);
-            let upgrade = self.upgrade(response, &wishes, is_end_to_end, plan.timeouts);
+            let is_end_to_end = lease.is_end_to_end;
+            let hop = (lease.hop.clone(), lease.held);
+            let upgrade = self.upgrade(response, &wishes, is_end_to_end, hop, plan.timeouts);
             return Box::pin(upgrade).await;
         }
+        // A 407 is never passed on: the client would send us, or whoever asks, the wrong credentials. An upstream's was
+        // answered, or was the end.
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return Err(Box::pin(asks_for_credentials(response, &lease.form, exchange)).await);
+            return Err(OriginError::AskedForProxyCredentials.into());
         }
-        if let Form::Absolute {
-            upstream,
-            credentials,
-        } = &lease.form
+        if let Form::Absolute { upstream, .. } = &lease.form
             && is_of_upstream(&response)
         {
-            let refused = refused(response, upstream, credentials.is_some(), exchange);
-            return Err(Box::pin(refused).await);
+            let (reply, _) = Box::pin(reply_of(response)).await;
+            exchange.trail().replied(&reply);
+            return Err(by_upstream(
+                upstream,
+                UpstreamError::Refused(Box::new(reply)),
+            ));
         }
         let (mut head, body) = response.into_parts();
         headers::pass_back(&mut head, &self.identity.via);
@@ -148,6 +172,7 @@ impl Proxy {
         mut response: Response<Incoming>,
         wishes: &Wishes,
         is_end_to_end: bool,
+        (hop, held): (Arc<str>, Held),
         timeouts: Arc<Timeouts>,
     ) -> Result<Served, Failure> {
         if wishes.upgrade.is_none() {
@@ -156,36 +181,42 @@ impl Proxy {
         let upgraded = hyper::upgrade::on(&mut response).await;
         let upgraded =
             upgraded.map_err(|error| OriginError::Malformed(MalformedAnswer::Parse(error)))?;
-        let Ok(ends) = upgraded.downcast::<TokioIo<Socket>>() else {
+        let Ok(ends) = upgraded.downcast::<TokioIo<Wire>>() else {
             return Err(OriginError::Empty.into());
         };
-        let ends = Ends {
-            server: ends.io.into_inner(),
+        let conn = Conn {
+            wire: ends.io.into_inner(),
             early: ends.read_buf,
+            form: Form::Origin,
             is_end_to_end,
-            timeouts,
+            hop,
+            rest: None,
+            only_for: None,
+            told: None,
+            held,
         };
+        let ends = Ends { conn, timeouts };
         let (mut parts, _) = response.into_parts();
         headers::pass_back(&mut parts, &self.identity.via);
         Ok(Served::Tunnel(Box::new(Agreed {
             response: Response::from_parts(parts, ()),
-            ends,
+            opened: Opened::Stands(ends),
         })))
     }
 }
 
 /// One request's way to its answer.
-struct Errand<'a> {
+pub(super) struct Errand<'a> {
     proxy: &'a Proxy,
     snapshot: &'a Snapshot,
     id: RouteId,
-    plan: &'a Plan,
-    wishes: &'a Wishes,
-    upload: &'a Arc<Upload>,
+    pub(super) plan: &'a Plan,
+    pub(super) wishes: &'a Wishes,
+    pub(super) upload: &'a Arc<Upload>,
 }
 
 /// Why a request got no answer.
-enum Unanswered {
+pub(super) enum Unanswered {
     /// It did not go out: it may be sent again whatever it is.
     NotSent(Box<Request<Outgoing>>, OriginError),
     /// It went out.
@@ -193,7 +224,8 @@ enum Unanswered {
 }
 
 impl Errand<'_> {
-    /// Sends the request until it is answered: a second time only where a kept connection turned out to be stale.
+    /// Sends the request until it is answered: again only where a kept connection turned out to be stale, and where an
+    /// upstream asks who we are.
     async fn run(
         &self,
         mut parts: request::Parts,
@@ -201,29 +233,59 @@ impl Errand<'_> {
         exchange: &Exchange,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let trail = exchange.trail();
-        let mut lease = match self.kept(exchange) {
-            Some(lease) => lease,
+        let mut started = Instant::now();
+        let (mut lease, rest) = if let Some(lease) = self.kept(exchange, started) {
+            let rest = lease.link.as_ref().map(|link| link.resume(self.plan));
+            (lease, rest)
+        } else {
             // On the heap, as is all that few requests need: every request carries room for what is not.
-            None => Box::pin(self.fresh(exchange)).await?,
+            let fresh = Box::pin(self.fresh(exchange)).await?;
+            started = Instant::now();
+            fresh
         };
+        if let Some(rest) = rest {
+            return Box::pin(self.run_over_chain((parts, body), lease, rest, exchange)).await;
+        }
+        let mut talk = self.address(&lease, &mut parts);
         loop {
             trail.enter(Phase::Http);
-            headers::address(&mut parts, &self.plan.target, &lease.form);
-            if let Form::Absolute { upstream, .. } = &lease.form {
-                trail.asks(upstream);
+            if let Some(talk) = &mut talk {
+                trail.asks(&talk.upstream);
+                Box::pin(talk.introduce(&lease, &mut parts)).await;
             }
+            let may_be_asked = talk.as_ref().is_some_and(Introduction::can_answer);
+            let mut copy = may_be_asked.then(|| Copy::of(&parts, &mut body, KEPT));
             // Only a kept connection can be stale, and only a safe request without a body may go out twice
             // (RFC 9110, section 9.2.2).
             let again =
                 (lease.reused && body.is_empty() && parts.method.is_safe()).then(|| parts.clone());
             let request = self.informed(Request::from_parts(parts, body));
-            let started = Instant::now();
-            let unanswered = match self.send(&mut lease, request).await {
-                Ok(response) => {
+            let unanswered = match (self.send(&mut lease, request, started).await, &mut talk) {
+                (Ok(response), Some(asked))
+                    if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED =>
+                {
+                    let answered = asked.answer(response, &mut lease, &mut copy, self, exchange);
+                    let answered = Box::pin(answered).await;
+                    let (kept, request) =
+                        answered.inspect_err(|failure| self.watch(&lease, Some(failure)))?;
+                    (parts, body) = request;
+                    if !kept {
+                        drop(lease);
+                        (lease, _) = Box::pin(self.fresh(exchange)).await?;
+                        talk = self.readdress(talk, &lease, &mut parts);
+                    }
+                    started = Instant::now();
+                    continue;
+                }
+                (Ok(response), asked) => {
+                    if let Some(asked) = asked {
+                        asked.accepted(&mut lease);
+                    }
                     trail.first_byte(started.elapsed());
+                    self.watch(&lease, None);
                     return Ok((response, lease));
                 }
-                Err(unanswered) => unanswered,
+                (Err(unanswered), _) => unanswered,
             };
             (parts, body) = match (unanswered, again) {
                 (Unanswered::NotSent(request, _), _) if lease.reused => request.into_parts(),
@@ -238,76 +300,145 @@ impl Errand<'_> {
                     )
                 }
                 (Unanswered::NotSent(_, error), _) => {
-                    return Err(failed(error.into(), &lease.form, trail));
+                    let failure = failed(error.into(), &lease.form, trail);
+                    self.watch(&lease, Some(&failure));
+                    return Err(failure);
                 }
                 (Unanswered::Failed(failure), _) => {
-                    return Err(failed(failure, &lease.form, trail));
+                    let failure = failed(failure, &lease.form, trail);
+                    self.watch(&lease, Some(&failure));
+                    return Err(failure);
                 }
             };
             trail.last_try_failed(classify(&OriginError::Stale.into()));
-            lease = Box::pin(self.fresh(exchange)).await?;
+            drop(lease);
+            (lease, _) = Box::pin(self.fresh(exchange)).await?;
+            talk = self.readdress(talk, &lease, &mut parts);
+            started = Instant::now();
+        }
+    }
+
+    /// Tells an upstream's health what became of a request. A kept connection may have been closed before it was used: that it
+    /// failed says nothing.
+    pub(super) fn watch(&self, lease: &Lease, failure: Option<&Failure>) {
+        let Form::Absolute { .. } = &lease.form else {
+            return;
+        };
+        let Some(health) = self.snapshot.health(self.id, &lease.hop) else {
+            return;
+        };
+        match failure {
+            None => health.served(),
+            Some(_) if lease.reused => {}
+            Some(failure) => health.failed(failure, &self.plan.target.host.to_string()),
         }
     }
 
     /// A kept connection to an address that this client may still reach.
-    fn kept(&self, exchange: &Exchange) -> Option<Lease> {
+    fn kept(&self, exchange: &Exchange, now: Instant) -> Option<Lease> {
         let plan = self.plan;
         let policy = &self.snapshot.policy;
-        let admits = |form: &Form, socket: &Socket| {
-            let peer = socket.peer();
-            let judged = match form {
-                Form::Origin => policy.guards.admit(peer, &plan.client),
-                Form::Absolute { .. } => policy.guards.admit_upstream(peer, &plan.client),
+        let admits = |lease: &Lease| {
+            let peer = lease.socket.peer();
+            if let Some(link) = &lease.link
+                && !link.is_due(&plan.target.host)
+            {
+                return false;
+            }
+            if !policy.may_share(self.id, &lease.hop, plan.client.ip()) {
+                return false;
+            }
+            // Of the target, where we know an address of it.
+            let far = if lease.is_end_to_end {
+                Some(peer)
+            } else {
+                lease.told.as_deref().copied()
             };
-            let is_pinned = plan
-                .addresses
-                .as_ref()
-                .is_none_or(|found| found.as_ref().is_ok_and(|found| found.contains(&peer.ip())));
-            judged.is_ok() && (is_pinned || matches!(form, Form::Absolute { .. }))
+            let admits_far = far.is_none_or(|far| policy.guards.admit(far, &plan.client).is_ok());
+            let admits_peer =
+                lease.is_end_to_end || policy.guards.admit_upstream(peer, &plan.client).is_ok();
+            let is_pinned = match (&plan.addresses, &lease.form) {
+                (None, _) | (_, Form::Absolute { .. }) => true,
+                (Some(found), Form::Origin) => found
+                    .as_ref()
+                    .is_ok_and(|found| far.is_some_and(|far| found.contains(&far.ip()))),
+            };
+            let is_ours = lease
+                .only_for
+                .is_none_or(|client| client == plan.client.peer);
+            admits_far && admits_peer && is_pinned && is_ours
         };
-        let take = |pool: &Arc<Pool>| pool.take(self.id, &plan.target, admits);
+        let way = (self.id, plan.dns);
+        let take = |pool: &Arc<Pool>| pool.take(way, &plan.target, now, admits);
         let own = self.snapshot.pool(exchange.presence().worker);
         // A worker with connections of its own stays with them: another's cost a change of cores for each request.
         let lease = take(own).or_else(|| {
-            let is_new_here = !own.knows(self.id, &plan.target);
+            let is_new_here = !own.knows(way, &plan.target);
             is_new_here.then(|| self.snapshot.pools.iter().find_map(take))?
         })?;
-        exchange
-            .trail()
-            .reused(&policy.route(self.id).name, &lease.socket);
+        exchange.trail().reused(&lease.hop, &lease.socket);
+        if !lease.is_end_to_end {
+            exchange.trail().asks(&lease.hop);
+        }
         Some(lease)
     }
 
-    /// A connection of this request's own.
-    async fn fresh(&self, exchange: &Exchange) -> Result<Lease, Failure> {
-        let conn = self
-            .snapshot
-            .route(self.id)
-            .dial(self.plan, exchange.trail())
-            .await?;
+    /// A connection of this request's own, and the hops that are left where it is one of a chain.
+    pub(super) async fn fresh(
+        &self,
+        exchange: &Exchange,
+    ) -> Result<(Lease, Option<Box<Rest>>), Failure> {
+        let way = self.snapshot.route(self.id);
+        let mut conn = way.dial(self.plan, exchange.trail()).await?;
+        let rest = conn.rest.take();
+        let link = rest.as_deref().map(Rest::link);
+        Ok((self.begin(conn, link, exchange).await?, rest))
+    }
+
+    /// HTTP on a connection that stands.
+    pub(super) async fn begin(
+        &self,
+        conn: Conn,
+        link: Option<Box<Link>>,
+        exchange: &Exchange,
+    ) -> Result<Lease, Failure> {
+        let socket = conn.wire.carrier().clone();
+        let heard = conn.wire.heard();
         let handshake = http1::Builder::new()
             .preserve_header_case(true)
-            .handshake(TokioIo::new(conn.socket.clone()))
+            .handshake(TokioIo::new(conn.wire))
             .await;
         let (sender, connection) =
             handshake.map_err(|error| Failure::Origin(origin_error(error)))?;
-        self.proxy.tracker.spawn(async move {
+        let task = self.proxy.tracker.spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection to an origin ended");
             }
         });
-        Ok(Lease::fresh(
+        Ok(Lease {
             sender,
-            conn.socket,
-            conn.form,
-            exchange.presence().worker,
-            self.id,
-            self.plan.target.clone(),
-        ))
+            socket,
+            heard,
+            form: conn.form,
+            is_end_to_end: conn.is_end_to_end,
+            hop: conn.hop,
+            only_for: conn.only_for,
+            told: conn.told,
+            held: conn.held,
+            task: task.abort_handle(),
+            knows_us: false,
+            link,
+            alarm: Alarm::default(),
+            reused: false,
+            is_lasting: self.snapshot.route(self.id).is_lasting(),
+            worker: exchange.presence().worker,
+            way: (self.id, self.plan.dns),
+            target: self.plan.target.clone(),
+        })
     }
 
     /// Counts interim answers; holds back the body of a request that waits for a 100, and lets it go when one comes.
-    fn informed(&self, mut request: Request<Outgoing>) -> Request<Outgoing> {
+    pub(super) fn informed(&self, mut request: Request<Outgoing>) -> Request<Outgoing> {
         let waits = self.wishes.waits_for_continue && !request.body().is_empty();
         let open = Mutex::new(waits.then(|| request.body_mut().hold()));
         let (count, upload) = (AtomicU32::new(0), self.upload.clone());
@@ -327,19 +458,20 @@ impl Errand<'_> {
 
     /// Sends the request and waits for the head of its answer: as long as the client's body makes progress, and
     /// `first_byte` beyond.
-    async fn send(
+    pub(super) async fn send(
         &self,
         lease: &mut Lease,
         request: Request<Outgoing>,
+        started: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
         if let Err(error) = lease.sender.ready().await {
             return Err(Unanswered::NotSent(Box::new(request), origin_error(error)));
         }
         let limit = self.plan.timeouts.first_byte;
-        let sent = Instant::now();
-        let mut answer = std::pin::pin!(lease.sender.try_send_request(request));
+        let Lease { sender, alarm, .. } = lease;
+        let mut answer = std::pin::pin!(sender.try_send_request(request));
         loop {
-            let deadline = sent.max(self.upload.last_progress()) + limit;
+            let deadline = started.max(self.upload.last_progress()) + limit;
             tokio::select! {
                 biased;
                 () = self.upload.rambling() => {
@@ -352,7 +484,7 @@ impl Errand<'_> {
                         None => Unanswered::Failed(self.failure(error.into_error())),
                     });
                 }
-                () = sleep_until(deadline) => {
+                () = poll_fn(|cx| alarm.poll(cx, deadline)) => {
                     if self.upload.last_progress() + limit <= Instant::now() {
                         return Err(Unanswered::Failed(OriginError::NoAnswer { after: limit }.into()));
                     }
@@ -375,7 +507,7 @@ impl Answered {
     pub(super) fn into_response(
         self,
         mut exchange: Exchange,
-        client: &Socket,
+        caller: &Arc<Caller>,
         open: Open,
     ) -> Response<Answer> {
         let (parts, body) = self.response.into_parts();
@@ -388,7 +520,7 @@ impl Answered {
             exchange,
             lease,
             self.upload,
-            client.clone(),
+            caller.clone(),
             limit,
             ends_by_close,
         );
@@ -400,36 +532,16 @@ impl Answered {
     }
 }
 
-/// A 407 is never passed on: the client would send us, or whoever asks, the wrong credentials.
-async fn asks_for_credentials(
-    response: Response<Incoming>,
-    form: &Form,
-    exchange: &Exchange,
-) -> Failure {
-    match form {
-        Form::Origin => OriginError::AskedForProxyCredentials.into(),
-        Form::Absolute {
-            upstream,
-            credentials,
-        } => refused(response, upstream, credentials.is_some(), exchange).await,
-    }
-}
-
 /// Whether an upstream answered in the origin's place: squid and we ourselves sign the refusals and errors that are our own.
 /// `Proxy-Status` alone does not tell, since whoever stands before an origin sends it too.
-fn is_of_upstream(response: &Response<Incoming>) -> bool {
+pub(super) fn is_of_upstream(response: &Response<Incoming>) -> bool {
     let headers = response.headers();
     let is_refusal = matches!(response.status().as_u16(), 403 | 429 | 451 | 500..);
     is_refusal && (headers.contains_key("x-squid-error") || headers.contains_key(RECORD))
 }
 
-/// An upstream's own answer to a plain request, told as its answer to CONNECT would be.
-async fn refused(
-    response: Response<Incoming>,
-    upstream: &Arc<str>,
-    with_credentials: bool,
-    exchange: &Exchange,
-) -> Failure {
+/// An upstream's own answer to a plain request, as its answer to CONNECT would be; and whether all of it was read.
+pub(super) async fn reply_of(response: Response<Incoming>) -> (Reply, bool) {
     let (head, body) = response.into_parts();
     let reason = head.extensions.get::<ReasonPhrase>();
     let reason = reason.map_or(&b""[..], ReasonPhrase::as_bytes);
@@ -440,18 +552,20 @@ async fn refused(
         .filter(|(name, _)| *name != TRANSFER_ENCODING)
         .map(|(name, value)| (name.as_str(), value.as_bytes()));
     let reply = Reply::of(head.status, reason, &fields.collect::<Vec<_>>());
-    let reply = reply.with_body(&upstream::read_body(body).await);
-    exchange.trail().replied(&reply);
+    let (body, is_whole) = upstream::read_body(body).await;
+    (reply.with_body(&body), is_whole)
+}
+
+pub(super) fn by_upstream(upstream: &Arc<str>, error: UpstreamError) -> Failure {
     Failure::Upstream {
         upstream: upstream.clone(),
-        with_credentials,
         passes_443: false,
-        error: UpstreamError::Refused(Box::new(reply)),
+        error,
     }
 }
 
 /// A failure before the answer, which is that of the last try as well unless the client is to blame.
-fn failed(failure: Failure, form: &Form, trail: &Trail) -> Failure {
+pub(super) fn failed(failure: Failure, form: &Form, trail: &Trail) -> Failure {
     let failure = by_hop(failure, form);
     if let Failure::Origin(_) | Failure::Upstream { .. } = failure {
         trail.last_try_failed(classify(&failure));
@@ -461,11 +575,7 @@ fn failed(failure: Failure, form: &Form, trail: &Trail) -> Failure {
 
 /// A failure before the answer is the upstream's where the request went to one.
 fn by_hop(failure: Failure, form: &Form) -> Failure {
-    let Form::Absolute {
-        upstream,
-        credentials,
-    } = form
-    else {
+    let Form::Absolute { upstream, .. } = form else {
         return failure;
     };
     let Failure::Origin(error) = failure else {
@@ -486,12 +596,7 @@ fn by_hop(failure: Failure, form: &Form) -> Failure {
         | OriginError::Status(_)
         | OriginError::AskedForProxyCredentials => return Failure::Origin(error),
     };
-    Failure::Upstream {
-        upstream: upstream.clone(),
-        with_credentials: credentials.is_some(),
-        passes_443: false,
-        error,
-    }
+    by_upstream(upstream, error)
 }
 
 /// What an error of hyper's client says, before an answer's head.

@@ -9,13 +9,14 @@ use http::{Method, Uri, Version, request, response};
 
 use crate::failure::{Failure, LoopSign, RequestError};
 use crate::route::Form;
+use crate::secret::Secret;
 use crate::target::{Target, TargetError};
 
 /// Our name in Via, as each version of HTTP enters it.
 #[derive(Clone, Debug)]
 pub struct Via {
     name: String,
-    entries: [HeaderValue; 2],
+    entries: [HeaderValue; 3],
 }
 
 impl Via {
@@ -25,23 +26,29 @@ impl Via {
         let entry = |version| {
             HeaderValue::try_from(format!("{version} {name}")).expect("a token is a field's value")
         };
-        let entries = [entry("1.0"), entry("1.1")];
+        let entries = [entry("1.0"), entry("1.1"), entry("2.0")];
         Self { name, entries }
+    }
+
+    /// The whole field of what came by another protocol, as in `SOCKS/5`.
+    pub fn foreign(&self, protocol: &str) -> String {
+        format!("{protocol} {}", self.name)
     }
 
     /// The entry for a message that came by `version`.
     pub fn entry(&self, version: Version) -> &HeaderValue {
-        let [old, new] = &self.entries;
-        if version == Version::HTTP_10 {
-            old
-        } else {
-            new
+        let [old, usual, new] = &self.entries;
+        match version {
+            Version::HTTP_10 => old,
+            Version::HTTP_2 => new,
+            _ => usual,
         }
     }
 }
 
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Fields that `Connection` cannot name: without them the message would mean something else.
 static END_TO_END: [HeaderName; 6] = [
@@ -73,7 +80,9 @@ pub fn check_host(
     default_port: u16,
 ) -> Result<(), TargetError> {
     let count = parts.headers.get_all(HOST).iter().count();
-    if count > 1 || count == 0 && parts.version != Version::HTTP_10 {
+    // In HTTP/2 the authority is the host (RFC 9113, section 8.3.1).
+    let may_lack = matches!(parts.version, Version::HTTP_10 | Version::HTTP_2);
+    if count > 1 || count == 0 && !may_lack {
         return Err(TargetError::HostCount(count));
     }
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
@@ -128,16 +137,58 @@ pub fn via_of(parts: &request::Parts, via: &Via) -> String {
     entries.join(", ")
 }
 
+/// Fields of a request that say something to its intermediaries. Most requests have none.
+static FOR_US: [HeaderName; 10] = [
+    CONNECTION,
+    PROXY_CONNECTION,
+    KEEP_ALIVE,
+    TE,
+    UPGRADE,
+    TRANSFER_ENCODING,
+    HTTP2_SETTINGS,
+    header::EXPECT,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+];
+
 /// Turns a request's head into the one that leaves, whatever way it goes.
 ///
 /// # Errors
 /// [`RequestError::TransferCoding`] for any coding but a single `chunked`.
 pub fn prepare(parts: &mut request::Parts, via: &Via) -> Result<Wishes, RequestError> {
     let headers = &mut parts.headers;
+    let counts = parts.method == Method::OPTIONS || parts.method == Method::TRACE;
+    let ends_here = counts && count_down(headers);
+    let mut wishes = if headers.keys().any(|name| FOR_US.contains(name)) {
+        take_wishes(headers, parts.version)?
+    } else {
+        Wishes::default()
+    };
+    wishes.ends_here = ends_here;
+    if parts.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+    headers.append(VIA, via.entry(parts.version).clone());
+    Ok(wishes)
+}
+
+/// HTTP/2 may send a cookie in crumbs, which are one field elsewhere (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(header::COOKIE).iter().cloned().collect();
+    if crumbs.len() > 1 {
+        let crumbs: Vec<_> = crumbs.iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, cookie);
+        }
+    }
+}
+
+/// Reads what is said to intermediaries, and writes of it what the next one is to hear.
+fn take_wishes(headers: &mut HeaderMap, version: Version) -> Result<Wishes, RequestError> {
     let is_chunked = check_coding(headers)?;
-    let mut wishes = Wishes {
+    let wishes = Wishes {
         // HTTP/1.0 knows no upgrade (RFC 9110, section 7.8).
-        upgrade: upgrade_of(headers).filter(|_| parts.version != Version::HTTP_10),
+        upgrade: upgrade_of(headers).filter(|_| version != Version::HTTP_10),
         trailers: headers
             .get_all(TE)
             .iter()
@@ -147,9 +198,6 @@ pub fn prepare(parts: &mut request::Parts, via: &Via) -> Result<Wishes, RequestE
             .is_some_and(|expect| has_token(expect, "100-continue")),
         ends_here: false,
     };
-    if parts.method == Method::OPTIONS || parts.method == Method::TRACE {
-        wishes.ends_here = count_down(headers);
-    }
     remove_hop_by_hop(headers);
     headers.remove(PROXY_AUTHORIZATION);
     if is_chunked {
@@ -164,7 +212,6 @@ pub fn prepare(parts: &mut request::Parts, via: &Via) -> Result<Wishes, RequestE
         headers.insert(UPGRADE, protocol.clone());
         headers.append(CONNECTION, HeaderValue::from_static("Upgrade"));
     }
-    headers.append(VIA, via.entry(parts.version).clone());
     Ok(wishes)
 }
 
@@ -192,17 +239,17 @@ pub fn address(parts: &mut request::Parts, target: &Target, form: &Form) {
     {
         parts.headers.insert(HOST, host);
     }
+    parts.version = Version::HTTP_11;
+}
+
+/// Says who we are to the upstream that a request goes to; nothing where `authorization` is `None`.
+pub fn authorize(parts: &mut request::Parts, authorization: Option<&Secret>) {
     parts.headers.remove(PROXY_AUTHORIZATION);
-    if let Form::Absolute {
-        credentials: Some(credentials),
-        ..
-    } = form
-        && let Ok(mut value) = HeaderValue::from_str(credentials.reveal())
-    {
+    let value = authorization.and_then(|text| HeaderValue::from_str(text.reveal()).ok());
+    if let Some(mut value) = value {
         value.set_sensitive(true);
         parts.headers.insert(PROXY_AUTHORIZATION, value);
     }
-    parts.version = Version::HTTP_11;
 }
 
 /// Turns an answer's head into the one that the client gets. An upgrade's fields are left alone where it was asked for.
@@ -219,7 +266,6 @@ pub fn pass_back(parts: &mut response::Parts, via: &Via) {
         headers.remove(TRANSFER_ENCODING);
     }
     remove_hop_by_hop(headers);
-    headers.remove(PROXY_AUTHENTICATE);
     if let Some(protocol) = upgrade {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -274,7 +320,15 @@ fn count_down(headers: &mut HeaderMap) -> bool {
 }
 
 /// Fields that concern one hop, whether `Connection` names them or not.
-static HOP_BY_HOP: [HeaderName; 5] = [CONNECTION, PROXY_CONNECTION, KEEP_ALIVE, TE, UPGRADE];
+static HOP_BY_HOP: [HeaderName; 7] = [
+    CONNECTION,
+    PROXY_CONNECTION,
+    KEEP_ALIVE,
+    TE,
+    UPGRADE,
+    HTTP2_SETTINGS,
+    PROXY_AUTHENTICATE,
+];
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
@@ -452,7 +506,7 @@ mod tests {
         };
         let proxy = Form::Absolute {
             upstream: "corp".into(),
-            credentials: None,
+            authenticator: None,
         };
         assert_eq!(
             line("http://A.example/x?y", 80, &Form::Origin),
@@ -477,16 +531,12 @@ mod tests {
     }
 
     #[test]
-    fn credentials_go_to_the_upstream_only() {
-        let form = Form::Absolute {
-            upstream: "corp".into(),
-            credentials: Some(crate::secret::Secret::new("Basic eA==")),
-        };
+    fn only_what_we_say_of_ourselves_leaves() {
         let mut parts = request(&[("proxy-authorization", "Basic Y2xpZW50")]);
-        let target = Target::from_authority("a.example:80").unwrap();
-        address(&mut parts, &target, &form);
+        authorize(&mut parts, Some(&Secret::new("Basic eA==")));
         assert_eq!(parts.headers[PROXY_AUTHORIZATION], "Basic eA==");
-        address(&mut parts, &target, &Form::Origin);
+        assert!(parts.headers[PROXY_AUTHORIZATION].is_sensitive());
+        authorize(&mut parts, None);
         assert!(!parts.headers.contains_key(PROXY_AUTHORIZATION));
     }
 

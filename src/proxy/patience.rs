@@ -1,4 +1,4 @@
-//! A limit on the time without progress.
+//! Limits on waits, for which no timer is set but once in a while.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -6,12 +6,36 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// How long nothing may happen. Its timer is made at the first wait and moved only when it fires.
+/// A timer for waits of which nearly all end before their deadlines: it is made at the first wait, and moved when it fires
+/// too early.
+#[derive(Debug, Default)]
+pub struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    /// Ready once `deadline` has passed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let timer = self
+            .0
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// How long nothing may happen.
 #[derive(Debug)]
 pub(super) struct Patience {
     pub(super) limit: Duration,
     since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
 }
 
 impl Patience {
@@ -19,7 +43,7 @@ impl Patience {
         Self {
             limit,
             since: None,
-            timer: None,
+            alarm: Alarm::default(),
         }
     }
 
@@ -33,16 +57,6 @@ impl Patience {
             return Poll::Pending;
         }
         let since = *self.since.get_or_insert_with(Instant::now);
-        let deadline = since + self.limit;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
+        self.alarm.poll(cx, since + self.limit)
     }
 }

@@ -1,16 +1,22 @@
 //! From a failure to what the client reads: reason phrase, `Proxy-Status`, record id, a short text.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VIA};
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    RETRY_AFTER, VIA,
+};
 use http::{Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::headers::Via;
-use crate::failure::{Failure, chain, classify};
+use crate::failure::staged::{Staged, With};
+use crate::failure::{Exhausted, Failure, chain, classify};
 use crate::memory::{Earlier, reminded};
 use crate::net::upstream::UpstreamError;
 use crate::tls::handshake::HandshakeError;
@@ -55,16 +61,37 @@ struct Problem<'a> {
     status: u16,
     detail: &'a str,
     hint: &'a str,
+    /// The hops of a chain, where it was one that failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<Tried>,
     record: Uuid,
 }
 
-/// Whether a client takes `application/problem+json`, by its Accept fields.
-pub fn wants_json(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT).iter().any(|accept| {
-        accept
-            .to_str()
-            .is_ok_and(|accept| accept.contains("application/problem+json"))
-    })
+/// A hop that failed.
+#[derive(Serialize)]
+struct Tried {
+    hop: Arc<str>,
+    cause: Cow<'static, str>,
+}
+
+fn attempts(failure: &Failure) -> Vec<Tried> {
+    let hops = failure.hops().into_iter().flat_map(Exhausted::hops);
+    let tried = hops.map(|(hop, cause)| Tried {
+        hop: hop.clone(),
+        cause: cause.id(),
+    });
+    tried.collect()
+}
+
+/// Whether a client takes `application/problem+json`, by its Accept fields; nothing where it takes whatever comes.
+pub fn wants_json(headers: &HeaderMap) -> Option<bool> {
+    let accepted = headers.get_all(ACCEPT);
+    let is_open = accepted.iter().all(|accept| accept == "*/*");
+    let takes = |accept: &HeaderValue| {
+        let accept = accept.to_str().unwrap_or_default();
+        accept.contains("application/problem+json")
+    };
+    (!is_open).then(|| accepted.iter().any(takes))
 }
 
 /// The answer to a request that failed; `earlier` is what happened to its target before.
@@ -76,6 +103,7 @@ pub fn failure(
     earlier: Option<&Earlier>,
     identity: &Identity,
 ) -> Whole {
+    let told = failure.told();
     let cause = classify(failure).id();
     let status = failure.status().unwrap_or(StatusCode::BAD_GATEWAY);
     let message = chain(failure);
@@ -94,12 +122,18 @@ pub fn failure(
             status: status.as_u16(),
             detail: &message,
             hint: &hint,
+            attempts: attempts(failure),
             record: id,
         };
         serde_json::to_vec(&problem).unwrap_or_default()
     } else {
         let name = &identity.name;
-        format!("{name}: {cause}{via}\n{message}\nhint: {hint}\nrecord: {id}\n").into_bytes()
+        let mut text = format!("{name}: {cause}{via}\n{message}\n");
+        for Tried { hop, cause } in attempts(failure) {
+            let _ = writeln!(text, "{hop}: {cause}");
+        }
+        let _ = write!(text, "hint: {hint}\nrecord: {id}\n");
+        text.into_bytes()
     };
     let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
@@ -121,10 +155,36 @@ pub fn failure(
     );
     put(headers, RECORD, &id.to_string());
     headers.insert(VIA, identity.via.entry(Version::HTTP_11).clone());
+    if let Failure::Stranger(_) = told {
+        let challenge = format!("Basic realm={}, charset=\"UTF-8\"", quoted(&identity.name));
+        put(headers, PROXY_AUTHENTICATE, &challenge);
+    }
+    if let Failure::Excess(_) = told {
+        put(headers, RETRY_AFTER, "1");
+    }
     if status == StatusCode::NOT_IMPLEMENTED || status == StatusCode::METHOD_NOT_ALLOWED {
         put(headers, CONNECTION, "close");
     }
     response
+}
+
+/// What a fault of the policy answers in our place, word for word but for the record's id; nothing where the connection
+/// ends instead.
+pub fn staged(staged: &Staged, id: Uuid) -> Option<Whole> {
+    let With::Page(page) = &staged.with else {
+        return None;
+    };
+    let mut response = Response::new(Bytes::from(page.body.clone()));
+    *response.status_mut() = page.status;
+    if let Ok(phrase) = ReasonPhrase::try_from(page.reason.as_bytes()) {
+        response.extensions_mut().insert(phrase);
+    }
+    let headers = response.headers_mut();
+    for (name, value) in &page.headers {
+        headers.append(name, value.clone());
+    }
+    put(headers, RECORD, &id.to_string());
+    Some(response)
 }
 
 /// Asks for the connection to be closed after an answer: what follows a refused CONNECT are the client's bytes for the
@@ -171,14 +231,15 @@ fn proxy_status(failure: &Failure, message: &str, identity: &Identity) -> String
         field.push_str("; error=");
         field.push_str(error);
     }
+    let told = failure.told();
     if let Failure::Upstream {
-        error: UpstreamError::Refused(reply),
+        error: UpstreamError::Refused(reply) | UpstreamError::Unauthorized { reply, .. },
         ..
-    } = failure
+    } = told
     {
         let _ = write!(field, "; received-status={}", reply.status.as_u16());
     }
-    if let Failure::Handshake(handshake) = failure
+    if let Failure::Handshake(handshake) = told
         && let HandshakeError::Alert { alert, .. } = &handshake.error
     {
         let _ = write!(field, "; alert-id={}; alert-message=\"{alert}\"", alert.0);

@@ -5,25 +5,39 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::Proxy;
+use super::decide::Walked;
+use super::settle::{Settled, Unsettled, abort, first_flight, settle};
 use crate::cause::Phase;
+use crate::client::Claim;
 use crate::exchange::Exchange;
+use crate::exchange::live::Live;
 use crate::failure::Failure;
-use crate::failure::tunnel::Ending;
-use crate::net::socket::Socket;
-use crate::net::tcp_info::TcpInfo;
-use crate::relay::{self, Early, End, Reason, Watch, relay};
-use crate::target::Host;
-use crate::timeouts::{HALF_CLOSED_IDLE, TCP_KEEPALIVE, Timeouts};
-use crate::tls::ledger::{Facts, Ledger};
+use crate::net::wire::Wire;
+use crate::policy::Close;
+use crate::policy::chain::OnExhausted;
+use crate::policy::flight as policy;
+use crate::relay::{self, Reason, relay};
+use crate::route::Conn;
+use crate::snapshot::Snapshot;
+use crate::target::{Host, Target};
+use crate::timeouts::{HALF_CLOSED_IDLE, Timeouts};
+use crate::tls::flight::{Flight, Stage};
+use crate::tls::ledger::Facts;
 use crate::tls::trust::{Judgement, Roots};
 
-/// A way that stands, and waits for the client's end of the connection.
+/// Fatal alerts (RFC 8446, section 6.2): policy refuses; no hop served.
+const ACCESS_DENIED: u8 = 49;
+const INTERNAL_ERROR: u8 = 80;
+
+/// A tunnel that was granted, and waits for the client's end of the connection.
 #[derive(Debug)]
 pub struct Tunnel {
-    ends: Ends,
+    opened: Opened,
     exchange: Exchange,
     roots: Arc<Roots>,
     tracker: TaskTracker,
@@ -33,78 +47,269 @@ pub struct Tunnel {
 #[derive(Debug)]
 pub struct Ends {
     /// The connection.
-    pub server: Socket,
-    /// What came on it before the client was told that it stands.
-    pub early: Bytes,
-    /// Whether its far end is the target itself.
-    pub is_end_to_end: bool,
+    pub conn: Conn,
     /// How long each wait may take.
     pub timeouts: Arc<Timeouts>,
 }
 
+/// How far a tunnel's way has come when it is granted.
+#[derive(Debug)]
+pub enum Opened {
+    /// It stands.
+    Stands(Ends),
+    /// A rule wants to see what the client says first.
+    Undecided(Box<Undecided>),
+}
+
+/// A tunnel whose walk waits for the client's first flight.
+#[derive(Debug)]
+pub struct Undecided {
+    /// The policy that it keeps.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// Where to.
+    pub(super) target: Target,
+    /// Whom the client said that it comes from.
+    pub(super) claim: Claim,
+    /// The Via that a CONNECT to an upstream bears.
+    pub(super) via: String,
+    /// How far the walk came.
+    pub(super) walked: Walked,
+}
+
+/// A tunnel whose hop is not to change any more.
+#[derive(Debug)]
+pub struct Standing {
+    settled: Settled,
+    limits: relay::Limits,
+    exchange: Exchange,
+    live: Arc<Live>,
+    roots: Arc<Roots>,
+    tracker: TaskTracker,
+}
+
 impl Tunnel {
     /// A tunnel that `exchange` tells of.
-    pub fn new(ends: Ends, exchange: Exchange, roots: Arc<Roots>, tracker: TaskTracker) -> Self {
+    pub fn new(
+        opened: Opened,
+        exchange: Exchange,
+        roots: Arc<Roots>,
+        tracker: TaskTracker,
+    ) -> Self {
         Self {
-            ends,
+            opened,
             exchange,
             roots,
             tracker,
         }
     }
 
-    /// Relays until both directions have ended, or one cannot go on. `behind` is what the client sent behind its
-    /// request.
-    ///
-    /// FIN stays FIN and RST stays RST.
-    // An async block uses what it captures in place, where an async fn keeps its arguments a second time: this future is
-    // the larger part of what an idle tunnel costs.
-    pub fn run(self, mut client: Socket, behind: Bytes) -> impl Future<Output = ()> + Send {
+    /// Waits until the hop is not to change any more: not at all where there is none to change to. `behind` is what the
+    /// client sent behind its request. Nothing where the tunnel has ended before that.
+    pub async fn settle(self, proxy: &Proxy, client: &mut Wire, behind: Bytes) -> Option<Standing> {
         let Self {
-            ends:
-                Ends {
-                    mut server,
-                    early,
-                    is_end_to_end,
-                    timeouts,
-                },
+            opened,
             exchange,
             roots,
             tracker,
         } = self;
-        exchange.trail().enter(Phase::Tunnel);
-        // The client's connection has it from its listener.
-        if let Err(error) = server.keepalive(TCP_KEEPALIVE) {
-            tracing::debug!(%error, "set TCP keepalive");
-        }
-        let early = Early {
-            from_client: behind,
-            from_server: early,
+        let (settled, timeouts, exchange) = match opened {
+            Opened::Stands(Ends { conn, timeouts }) if conn.is_settled() => {
+                exchange.trail().enter(Phase::Tunnel);
+                (Settled::at_once(client, behind, conn), timeouts, exchange)
+            }
+            // On the heap, so that it leaves nothing behind.
+            opened @ (Opened::Stands(_) | Opened::Undecided(_)) => {
+                let provisional = Provisional {
+                    client,
+                    flight: Flight::default(),
+                    exchange,
+                };
+                Box::pin(provisional.settle(proxy, opened, &behind)).await?
+            }
         };
         let limits = relay::Limits {
             idle: timeouts.idle,
             half_closed_idle: HALF_CLOSED_IDLE,
+            max_duration: timeouts.max_duration,
         };
-        let mut witness = Witness::new(&client, &server);
+        Some(Standing {
+            settled,
+            limits,
+            exchange,
+            live: proxy.live.clone(),
+            roots,
+            tracker,
+        })
+    }
+}
+
+/// A tunnel whose hop may still change, or is not known yet.
+struct Provisional<'c> {
+    client: &'c mut Wire,
+    flight: Flight,
+    exchange: Exchange,
+}
+
+impl Provisional<'_> {
+    /// Finds the hop that it keeps, or ends it.
+    async fn settle(
+        mut self,
+        proxy: &Proxy,
+        opened: Opened,
+        behind: &[u8],
+    ) -> Option<(Settled, Arc<Timeouts>, Exchange)> {
+        self.flight.take(behind, Instant::now());
+        let cut = self.exchange.presence().cut.clone();
+        let found = tokio::select! {
+            biased;
+            found = self.find(proxy, opened) => found,
+            () = cut.cancelled() => Err(Unsettled::cut()),
+        };
+        let Unsettled { failure, how } = match found {
+            Ok((settled, timeouts)) => return Some((settled, timeouts, self.exchange)),
+            Err(unsettled) => unsettled,
+        };
+        let is_denied = matches!(failure, Failure::Denied(_));
+        let alert = if is_denied {
+            ACCESS_DENIED
+        } else {
+            INTERNAL_ERROR
+        };
+        if let Failure::Tunnel(ending) = failure {
+            self.exchange.end(ending);
+        } else {
+            self.exchange.fail(&failure);
+        }
+        end(self.client, how, alert).await;
+        None
+    }
+
+    async fn find(
+        &mut self,
+        proxy: &Proxy,
+        opened: Opened,
+    ) -> Result<(Settled, Arc<Timeouts>), Unsettled> {
+        let Ends { conn, timeouts } = match opened {
+            Opened::Stands(ends) => ends,
+            Opened::Undecided(undecided) => Box::pin(self.decide(proxy, *undecided)).await?,
+        };
+        self.exchange.trail().enter(Phase::Tunnel);
+        let flight = std::mem::take(&mut self.flight);
+        let settled = settle(self.client, flight, conn, &self.exchange).await?;
+        Ok((settled, timeouts))
+    }
+
+    /// Reads what the client says first, and goes on with the walk.
+    async fn decide(&mut self, proxy: &Proxy, undecided: Undecided) -> Result<Ends, Unsettled> {
+        self.exchange.trail().enter(Phase::Tunnel);
+        let limit = undecided.snapshot.policy.timeouts.sniff;
+        let left = first_flight(self.client, &mut self.flight, limit).await;
+        if let Err(how) = left {
+            let phase = self.exchange.trail().phase();
+            return Err(Unsettled::left(Failure::ClientGone { phase, how }));
+        }
+        let seen = seen_of(&self.flight);
+        let resumed = proxy
+            .resume(undecided, &seen, self.client.carrier(), &mut self.exchange)
+            .await;
+        match resumed {
+            Ok(Opened::Stands(ends)) => Ok(ends),
+            // A walk that has seen the flight asks for it no more.
+            Ok(Opened::Undecided(_)) => unreachable!("the flight is there"),
+            Err(failure @ Failure::ClientGone { .. }) => Err(Unsettled::left(failure)),
+            Err(failure) => {
+                // A client of TLS prints an alert; any other sees a reset.
+                let how = match (&failure, &seen) {
+                    (
+                        Failure::Denied(denied),
+                        policy::Flight::Tls(_) | policy::Flight::Unfinished,
+                    ) if denied.close != Close::Rst => OnExhausted::Alert,
+                    _ => OnExhausted::Rst,
+                };
+                Err(Unsettled { failure, how })
+            }
+        }
+    }
+}
+
+/// What a rule sees of a first flight.
+fn seen_of(flight: &Flight) -> policy::Flight {
+    if let Some(hello) = flight.hello() {
+        let alpn = hello.alpn.iter().map(String::as_str);
+        return policy::Flight::tls(hello.server_name.as_deref(), alpn);
+    }
+    match flight.stage() {
+        Stage::Partial => policy::Flight::Unfinished,
+        Stage::Silence | Stage::Hello | Stage::Opaque => policy::Flight::of_bytes(flight.bytes()),
+    }
+}
+
+/// Ends the client's side of a tunnel that no hop serves.
+async fn end(client: &mut Wire, how: OnExhausted, alert: u8) {
+    let told = match how {
+        OnExhausted::Rst => return abort(client),
+        OnExhausted::Alert => client.write_all(&[21, 3, 3, 0, 2, 2, alert]).await,
+        OnExhausted::Fin => Ok(()),
+    };
+    let ended = match told {
+        Ok(()) => client.shutdown().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "end a tunnel that no hop serves");
+    }
+}
+
+impl Standing {
+    /// Relays until both directions have ended, or one cannot go on.
+    ///
+    /// FIN stays FIN and RST stays RST.
+    // An async block uses what it captures in place, where an async fn keeps its arguments a second time: this future is
+    // the larger part of what an idle tunnel costs.
+    pub fn run(self, mut client: Wire) -> impl Future<Output = ()> + Send {
+        let Self {
+            settled:
+                Settled {
+                    wire: mut server,
+                    early,
+                    mut witness,
+                    is_end_to_end,
+                    held,
+                },
+            limits,
+            exchange,
+            live,
+            roots,
+            tracker,
+        } = self;
         async move {
+            let _held = held;
+            let enlisted = exchange.enlist(&live);
             let meter = exchange.meter();
             let end = tokio::select! {
                 end = relay(&mut client, &mut server, early, &limits, meter, &mut witness) => Some(end),
-                () = exchange.presence().cut.cancelled() => None,
+                () = enlisted.cut() => None,
             };
+            drop(enlisted);
             let Some(end) = end else {
-                reset(&client);
-                reset(&server);
-                return exchange.fail(&Failure::Shutdown {
-                    phase: Phase::Tunnel,
+                abort(&mut client);
+                abort(&mut server);
+                let is_shutdown = exchange.presence().cut.is_cancelled();
+                return exchange.fail(&if is_shutdown {
+                    Failure::Shutdown {
+                        phase: Phase::Tunnel,
+                    }
+                } else {
+                    Failure::Killed
                 });
             };
             // Also where a FIN came first: what the other side still waits for will not come whole.
-            if matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
-                reset(&server);
+            let is_cut = matches!(end.reason, Reason::Expired { .. });
+            if is_cut || matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
+                abort(&mut server);
             }
-            if matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
-                reset(&client);
+            if is_cut || matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
+                abort(&mut client);
             }
             let mut ending = Box::new(witness.ending(end, is_end_to_end));
             // Nobody waits for a judgement.
@@ -114,113 +319,6 @@ impl Tunnel {
             }
             exchange.end(ending);
         }
-    }
-}
-
-/// Looks on while a tunnel is carried: follows the handshake, and asks the kernel at the first event.
-struct Witness {
-    handshake: Handshake,
-    client: Socket,
-    server: Socket,
-    first: Option<Box<Moment>>,
-}
-
-/// A handshake that is followed, or what was seen of one that is over: a tunnel keeps no more than it tells.
-enum Handshake {
-    Followed(Box<Ledger>),
-    Over(Box<Facts>),
-}
-
-impl Handshake {
-    fn see(&mut self, look: impl FnOnce(&mut Ledger)) {
-        if let Self::Followed(ledger) = self {
-            look(ledger);
-            if ledger.is_over() {
-                *self = Self::Over(Box::new(ledger.facts()));
-            }
-        }
-    }
-
-    fn facts(self) -> Facts {
-        match self {
-            Self::Followed(ledger) => ledger.facts(),
-            Self::Over(facts) => *facts,
-        }
-    }
-}
-
-/// The two connections at the first event.
-#[derive(Clone, Copy)]
-struct Moment {
-    at: Instant,
-    client: Option<TcpInfo>,
-    server: Option<TcpInfo>,
-}
-
-impl Witness {
-    fn new(client: &Socket, server: &Socket) -> Self {
-        Self {
-            handshake: Handshake::Followed(Box::default()),
-            client: client.clone(),
-            server: server.clone(),
-            first: None,
-        }
-    }
-
-    fn moment(&self, at: Instant) -> Moment {
-        let ask = |socket: &Socket| {
-            let asked = socket.tcp_info();
-            asked
-                .inspect_err(|error| tracing::debug!(%error, "ask for TCP_INFO"))
-                .ok()
-        };
-        Moment {
-            at,
-            client: ask(&self.client),
-            server: ask(&self.server),
-        }
-    }
-
-    fn ending(self, end: End, is_end_to_end: bool) -> Ending {
-        let moment = match &self.first {
-            Some(first) => **first,
-            None => self.moment(Instant::now()),
-        };
-        Ending {
-            tls: self.handshake.facts(),
-            client: moment.client,
-            server: moment.server,
-            since_write: end.client_spoke.map(|last| moment.at - last),
-            since_connect: moment.at - self.server.since(),
-            end,
-            is_end_to_end,
-            certificate: None,
-        }
-    }
-}
-
-impl Watch for Witness {
-    fn is_satisfied(&self) -> bool {
-        matches!(self.handshake, Handshake::Over(_))
-    }
-
-    fn client(&mut self, bytes: &[u8], now: Instant) {
-        self.handshake.see(|ledger| ledger.client(bytes, now));
-    }
-
-    fn server(&mut self, bytes: &[u8], now: Instant) {
-        self.handshake.see(|ledger| ledger.server(bytes, now));
-    }
-
-    fn event(&mut self, reason: &Reason, now: Instant) {
-        // Our own limit may pass long behind a FIN: who was waited for is told by the moment of the limit.
-        if self.first.is_none() || matches!(reason, Reason::Idle { .. }) {
-            self.first = Some(Box::new(self.moment(now)));
-        }
-    }
-
-    fn is_final(&self, reason: &Reason) -> bool {
-        matches!((reason, &self.handshake), (Reason::ClientFin, Handshake::Followed(ledger)) if ledger.is_unfinished())
     }
 }
 
@@ -243,45 +341,4 @@ async fn judge(
         .collect();
     let judged = tracker.spawn_blocking(move || roots.judge(&chain, &name, Timestamp::now()));
     judged.await.ok()
-}
-
-fn reset(socket: &Socket) {
-    if let Err(error) = socket.reset_on_close() {
-        tracing::debug!(%error, "set a socket to end with a reset");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use tokio::io::AsyncWriteExt as _;
-
-    use super::*;
-    use crate::net::socket::tests::pair;
-    use crate::relay::{Close, Waiting};
-
-    #[tokio::test]
-    async fn who_is_waited_for_is_told_by_the_moment_of_the_limit() {
-        let ((client, _near), (mut server, _far)) = (pair().await, pair().await);
-        let mut witness = Witness::new(&client, &server);
-        witness.event(&Reason::ClientFin, Instant::now());
-        server.write_all(b"the rest of a request").await.unwrap();
-        witness.event(&Reason::ServerFin, Instant::now());
-        let sent = |witness: &Witness| witness.first.as_ref().unwrap().server.unwrap().bytes_sent;
-        assert_eq!(sent(&witness), 0, "the first event counts");
-        let after = Duration::from_mins(1);
-        witness.event(&Reason::Idle { after }, Instant::now());
-        let end = End {
-            reason: Reason::Idle { after },
-            client: Close::Fin,
-            server: Close::Local,
-            idle: after,
-            idle_before: Duration::ZERO,
-            waiting: Waiting::default(),
-            client_spoke: None,
-        };
-        let ending = witness.ending(end, true);
-        assert_eq!(ending.server.unwrap().bytes_sent, 21);
-    }
 }

@@ -1,5 +1,6 @@
 //! A request's body on its way to the origin, and what becomes of it.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -32,6 +33,25 @@ pub struct Outgoing {
     meter: Arc<Meter>,
     upload: Arc<Upload>,
     patience: Patience,
+    /// What was read before, to be sent again.
+    rewound: VecDeque<Bytes>,
+    kept: Option<Box<Kept>>,
+}
+
+/// What has passed of a body that may have to be sent again.
+#[derive(Debug)]
+struct Kept {
+    data: VecDeque<Bytes>,
+    /// Nothing too much has passed; what is kept is all.
+    room: usize,
+    back: oneshot::Sender<Rewound>,
+}
+
+/// A body that was given up, as it was before its first byte.
+#[derive(Debug)]
+pub struct Rewound {
+    data: VecDeque<Bytes>,
+    body: Incoming,
 }
 
 /// What became of a client's body, for whoever waits for the answer.
@@ -116,9 +136,9 @@ impl UploadEnd {
 }
 
 impl Upload {
-    fn new() -> Arc<Self> {
+    fn since(started: Instant) -> Arc<Self> {
         Arc::new(Self {
-            started: Instant::now(),
+            started,
             last: AtomicU64::new(0),
             end: Mutex::new(None),
             is_done: AtomicBool::new(false),
@@ -183,7 +203,7 @@ enum Gate {
 impl Outgoing {
     /// A client's body; at most `limit` may pass without a byte of it.
     pub fn new(body: Incoming, meter: Arc<Meter>, limit: Duration) -> (Self, Uploading) {
-        let upload = Upload::new();
+        let upload = Upload::since(meter.begun());
         let body = if body.is_end_stream() {
             upload.done();
             None
@@ -197,6 +217,8 @@ impl Outgoing {
                 meter,
                 upload: upload.clone(),
                 patience: Patience::new(limit),
+                rewound: VecDeque::new(),
+                kept: None,
             },
             Uploading(upload),
         )
@@ -210,7 +232,66 @@ impl Outgoing {
             meter,
             upload,
             patience: Patience::new(Duration::MAX),
+            rewound: VecDeque::new(),
+            kept: None,
         }
+    }
+
+    /// A body that was given up, from its beginning.
+    pub fn again(
+        rewound: Rewound,
+        meter: Arc<Meter>,
+        upload: Arc<Upload>,
+        limit: Duration,
+    ) -> Self {
+        upload.is_done.store(false, Ordering::Relaxed);
+        Self {
+            body: Some(rewound.body),
+            gate: None,
+            meter,
+            upload,
+            patience: Patience::new(limit),
+            rewound: rewound.data,
+            kept: None,
+        }
+    }
+
+    /// Keeps what passes, so that the body can be sent again: it comes back by the receiver when it is given up, unless more
+    /// than `room` bytes have passed or it has failed.
+    pub fn keep(&mut self, room: usize) -> oneshot::Receiver<Rewound> {
+        let (back, receiver) = oneshot::channel();
+        self.kept = Some(Box::new(Kept {
+            data: VecDeque::new(),
+            room,
+            back,
+        }));
+        receiver
+    }
+
+    fn pass(&mut self, data: &Bytes) {
+        let Some(kept) = &mut self.kept else { return };
+        if kept.back.is_closed() {
+            // Nobody wants it any more.
+            self.kept = None;
+            return;
+        }
+        match kept.room.checked_sub(data.len()) {
+            Some(room) => {
+                kept.room = room;
+                kept.data.push_back(data.clone());
+            }
+            None => self.kept = None,
+        }
+    }
+
+    /// What was read before, part by part.
+    fn pass_again(&mut self) -> Option<Bytes> {
+        let data = self.rewound.pop_front()?;
+        self.pass(&data);
+        if self.is_end_stream() {
+            self.upload.done();
+        }
+        Some(data)
     }
 
     /// Holds the body back until the sender that is returned is used; where it is dropped first, for good.
@@ -229,6 +310,20 @@ impl Outgoing {
     }
 }
 
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        let Some(kept) = self.kept.take() else {
+            return;
+        };
+        if let Some(body) = self.body.take() {
+            let mut data = kept.data;
+            data.append(&mut self.rewound);
+            // Nobody may want it.
+            let _ = kept.back.send(Rewound { data, body });
+        }
+    }
+}
+
 impl Body for Outgoing {
     type Data = Bytes;
     type Error = io::Error;
@@ -238,9 +333,9 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        let Some(body) = &mut this.body else {
+        if this.body.is_none() {
             return Poll::Ready(None);
-        };
+        }
         if let Some(Gate::Waiting { opened, patience }) = &mut this.gate {
             this.gate = match Pin::new(opened).poll(cx) {
                 Poll::Ready(Ok(())) => None,
@@ -255,8 +350,19 @@ impl Body for Outgoing {
             ready!(this.upload.is_over.poll(cx));
             return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
         }
+        if let Some(data) = this.pass_again() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let Some(body) = &mut this.body else {
+            return Poll::Ready(None);
+        };
         match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    this.pass(data);
+                } else {
+                    this.kept = None;
+                }
                 this.patience.renew();
                 this.upload.progress();
                 if let Some(data) = frame.data_ref() {
@@ -268,6 +374,7 @@ impl Body for Outgoing {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
+                this.kept = None;
                 this.upload.ended(upload_end(&error));
                 Poll::Ready(Some(Err(io::Error::other(error))))
             }
@@ -277,6 +384,7 @@ impl Body for Outgoing {
             }
             Poll::Pending => {
                 ready!(this.patience.poll(cx));
+                this.kept = None;
                 this.upload.ended(UploadEnd::Stalled(this.patience.limit));
                 Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
             }
@@ -284,13 +392,20 @@ impl Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.rewound.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body
-            .as_ref()
-            .map_or(SizeHint::with_exact(0), Body::size_hint)
+        let body = self.body.as_ref();
+        let hint = body.map_or(SizeHint::with_exact(0), Body::size_hint);
+        if self.rewound.is_empty() {
+            return hint;
+        }
+        let before: usize = self.rewound.iter().map(Bytes::len).sum();
+        match hint.exact() {
+            Some(exact) => SizeHint::with_exact(exact + before as u64),
+            None => hint,
+        }
     }
 }
 

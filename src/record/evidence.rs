@@ -12,7 +12,7 @@ pub struct Dns {
     /// The name server.
     #[serde(rename = "egress.dns.server")]
     pub server: SocketAddr,
-    /// How its reply came: `udp` or `tcp`.
+    /// How it is asked: `udp`, `tcp`, `tls` (DNS over TLS) or `https` (DNS over HTTPS).
     #[serde(
         rename = "egress.dns.transport",
         skip_serializing_if = "Option::is_none"

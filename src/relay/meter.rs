@@ -24,12 +24,22 @@ impl Default for Meter {
 impl Meter {
     /// Begins at zero, now.
     pub fn new() -> Self {
+        Self::since(Instant::now())
+    }
+
+    /// Begins at zero, at a moment that is just over.
+    pub fn since(begun: Instant) -> Self {
         Self {
-            begun: Instant::now(),
+            begun,
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             first_server_byte: AtomicU64::new(0),
         }
+    }
+
+    /// When it began.
+    pub fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// Bytes of the client that were passed on to the server.

@@ -47,6 +47,7 @@ impl Watch for Nobody {
 const LIMITS: Limits = Limits {
     idle: Duration::from_mins(5),
     half_closed_idle: Duration::from_mins(1),
+    max_duration: Some(Duration::from_hours(8)),
 };
 
 /// Ends a test that hangs: longer than any wait of the tests, in paused time, and short in real time.
@@ -106,6 +107,7 @@ async fn early_bytes_come_first() {
     let early = Early {
         from_client: Bytes::from_static(b"hello "),
         from_server: Bytes::from_static(b"220 mail "),
+        ..Early::default()
     };
     let meter = Meter::new();
     let talk = async {
@@ -157,6 +159,24 @@ async fn silence_for_the_idle_limit_ends_a_relay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn silence_from_before_counts() {
+    let since = Instant::now();
+    sleep(Duration::from_mins(4)).await;
+    let (_client, mut near) = duplex(64);
+    let (_server, mut far) = duplex(64);
+    let early = Early {
+        sent: Some(since),
+        silent_since: Some(since),
+        ..Early::default()
+    };
+    let meter = Meter::new();
+    let end = in_time(PAUSED, carry(&mut near, &mut far, early, &meter)).await;
+    assert_eq!(since.elapsed(), LIMITS.idle);
+    assert_eq!(end.idle, LIMITS.idle);
+    assert!(end.waiting.server_to_answer);
+}
+
+#[tokio::test(start_paused = true)]
 async fn either_direction_keeps_the_other_alive() {
     let (mut ends, running) = pipes(64);
     let talk = async {
@@ -170,6 +190,32 @@ async fn either_direction_keeps_the_other_alive() {
     };
     let ((end, _), ()) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
     assert!(matches!(end.reason, Reason::ServerFin), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_relay_ends_at_its_longest_duration() {
+    let started = Instant::now();
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        let mut word = [0];
+        while ends.client.write_all(b"x").await.is_ok() {
+            ends.server.read_exact(&mut word).await.unwrap();
+            sleep(Duration::from_mins(4)).await;
+        }
+    };
+    let talk = timeout(Duration::from_hours(9), talk);
+    let ((end, meter), talked) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert!(talked.is_ok(), "it goes on");
+    let limit = LIMITS.max_duration.unwrap();
+    assert!(
+        matches!(end.reason, Reason::Expired { after } if after == limit),
+        "{end:?}"
+    );
+    assert_eq!(end.idle, Duration::from_mins(4));
+    assert_eq!((end.client, end.server), (Close::Local, Close::Local));
+    // One each four minutes, the first at once and the last when it is over.
+    assert_eq!(meter.up(), 8 * 60 / 4);
+    assert!(started.elapsed() < limit + Duration::from_mins(8));
 }
 
 #[tokio::test(start_paused = true)]
@@ -345,10 +391,7 @@ async fn carry_megabytes(is_satisfied: bool) -> usize {
 async fn megabytes_pass_both_ways_at_once_unharmed() {
     assert_eq!(carry_megabytes(false).await, 2 * SIZE);
     assert!(carry_megabytes(true).await < SIZE, "nothing was spliced");
-}
-
-#[tokio::test]
-async fn where_no_pipe_is_left_bytes_are_copied() {
+    // Where no pipe is left they are copied. Not a test of its own: the pipes are the whole process's.
     let _all: Vec<_> = std::iter::from_fn(Pipe::borrow).collect();
     carry_megabytes(true).await;
 }

@@ -23,7 +23,7 @@ thread_local! {
 
 /// Lends the thread's scratch buffer. It is taken out meanwhile, so a relay inside a relay is safe
 /// (it gets its own).
-pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     let mut scratch = SCRATCH.take();
     scratch.resize(CHUNK, 0);
     let result = work(&mut scratch);
@@ -206,7 +206,7 @@ impl Way {
         Poll::Ready(Ok(read))
     }
 
-    /// Reads once into a pipe; `None` where there is none to be had, or nothing to splice.
+    /// Reads once into a pipe; `None` where there is none to be had, nothing to splice, or no leave to.
     fn poll_splice<R: Stream, W: Stream>(
         &mut self,
         cx: &mut Context<'_>,
@@ -219,6 +219,11 @@ impl Way {
         if pipe.held() > 0 {
             self.is_bulk = pipe.held() >= CHUNK;
             self.pipe = Some(pipe);
+        }
+        if let Poll::Ready(Err(error)) = &filled
+            && Pipe::is_refusal(error)
+        {
+            return None;
         }
         Some(filled.map_err(Broken::Read))
     }

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{BoxFuture, Conn, Dial, Form, Names, Plan, connect};
+use super::{BoxFuture, Conn, Dial, Names, Plan, connect};
 use crate::cause::Cause;
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify};
@@ -32,11 +31,13 @@ impl Direct {
     async fn open(&self, plan: &Plan, trail: &Trail) -> Result<Conn, Failure> {
         trail.hop(&self.name);
         let started = Instant::now();
+        let host = &plan.target.host;
+        let names = self.names.of_target(host, plan.dns);
         let found = match &plan.addresses {
             Some(found) => found.clone(),
             None => {
-                self.names
-                    .lookup(&plan.target.host, plan.timeouts.dns, trail)
+                names
+                    .lookup(host, plan.within(plan.timeouts.dns), trail)
                     .await
             }
         };
@@ -47,19 +48,14 @@ impl Direct {
         let socket = connect(
             &plan.target,
             addresses,
-            &self.names,
+            names,
             &judge,
             Cause::from,
-            &plan.timeouts,
+            plan,
             trail,
         )
         .await?;
-        Ok(Conn {
-            socket,
-            early: Bytes::new(),
-            form: Form::Origin,
-            is_end_to_end: true,
-        })
+        Ok(Conn::straight(socket, self.name.clone()))
     }
 }
 
@@ -109,7 +105,13 @@ mod tests {
                 Unresolved::ServFail { ede: None },
             ))),
             timeouts: policy.timeouts.clone(),
+            deadline: None,
+            passes_over: false,
+            commit: policy.commit,
+            retry: policy.retry,
             via: String::new(),
+            dns: None,
+            certificate: None,
         };
         let failure = direct.dial(&plan, &Trail::default()).await.unwrap_err();
         assert!(

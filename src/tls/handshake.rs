@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConfig, Resumption};
+use rustls::client::{ClientConfig, ResolvesClientCert, Resumption};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::version::TLS12;
 use rustls::{
-    CertificateError, DigitallySignedStruct, PeerIncompatible, PeerMisbehaved, SignatureScheme,
+    CertificateError, DigitallySignedStruct, NamedGroup, PeerIncompatible, PeerMisbehaved,
+    SignatureScheme,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, timeout};
@@ -212,6 +214,54 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     roots: &Arc<Roots>,
     limit: Duration,
 ) -> Result<Established<S>, HandshakeError> {
+    let offer = Offer::of(&[b"h2", b"http/1.1"]);
+    handshake_as(io, host, roots, &offer, limit).await
+}
+
+/// What is offered in a handshake beside what every handshake offers.
+#[derive(Debug)]
+pub struct Offer<'a> {
+    /// The protocols (ALPN), the preferred one first.
+    pub alpn: &'a [&'a [u8]],
+    /// Who we are, where the server asks.
+    pub identity: Option<Arc<dyn ResolvesClientCert>>,
+    /// How the ClientHello looks.
+    pub hello: Hello,
+}
+
+impl<'a> Offer<'a> {
+    /// These protocols, from nobody in particular, as usual.
+    pub fn of(alpn: &'a [&'a [u8]]) -> Self {
+        Self {
+            alpn,
+            identity: None,
+            hello: Hello::Usual,
+        }
+    }
+}
+
+/// How a ClientHello looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hello {
+    /// With a key of the usual kind: one packet.
+    Usual,
+    /// With a post-quantum key, as browsers and newer tools have it: two packets.
+    Large,
+    /// As usual, of TLS 1.2 alone.
+    Only12,
+}
+
+/// The same as [`handshake`], with another offer.
+///
+/// # Errors
+/// As [`handshake`] has them.
+pub async fn handshake_as<S: AsyncRead + AsyncWrite + Unpin>(
+    io: S,
+    host: &Host,
+    roots: &Arc<Roots>,
+    offer: &Offer<'_>,
+    limit: Duration,
+) -> Result<Established<S>, HandshakeError> {
     let name = server_name(host).ok_or_else(|| HandshakeError::Name(host.to_string()))?;
     if !roots.is_loaded() {
         let roots = roots.clone();
@@ -223,7 +273,7 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         host: host.clone(),
         judgement: Mutex::new(None),
     });
-    let config = config(verifier.clone()).map_err(HandshakeError::Own)?;
+    let config = config(verifier.clone(), offer).map_err(HandshakeError::Own)?;
     let facts = Arc::new(Mutex::new(Facts::default()));
     let watched = Watched {
         io,
@@ -251,13 +301,26 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-fn config(verifier: Arc<Verifier>) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
+fn config(verifier: Arc<Verifier>, offer: &Offer<'_>) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut provider = provider();
+    if offer.hello == Hello::Large {
+        let groups = &mut Arc::make_mut(&mut provider).kx_groups;
+        // The first one's key is sent.
+        groups.sort_by_key(|group| group.name() != NamedGroup::X25519MLKEM768);
+    }
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = match offer.hello {
+        Hello::Usual | Hello::Large => builder.with_safe_default_protocol_versions()?,
+        Hello::Only12 => builder.with_protocol_versions(&[&TLS12])?,
+    };
+    let config = builder
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &offer.identity {
+        Some(identity) => config.with_client_cert_resolver(identity.clone()),
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = offer.alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -409,6 +472,19 @@ impl Facts {
             HandshakeError::Broken { reached, source }
         }
     }
+}
+
+/// What a server refused behind our half of the handshake: in TLS 1.3 its word on our certificate comes only then.
+pub fn refused_late(error: &io::Error) -> Option<HandshakeError> {
+    let error = error.get_ref()?.downcast_ref()?;
+    if let rustls::Error::AlertReceived(alert) = error {
+        let alert = Alert(u8::from(*alert));
+        return Some(HandshakeError::Alert {
+            alert,
+            reached: Reached::ClientFlight,
+        });
+    }
+    None
 }
 
 fn of_library(error: &rustls::Error, reached: Reached) -> HandshakeError {

@@ -143,7 +143,7 @@ pub struct Facts {
 }
 
 /// Follows one tunnel.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Ledger {
     facts: Facts,
     client: Half,
@@ -157,7 +157,7 @@ pub struct Ledger {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Half {
     records: Records,
     messages: Messages,
@@ -181,6 +181,11 @@ impl Ledger {
             facts.state = State::T5;
         }
         facts
+    }
+
+    /// The same, as it is noted: [`Facts::server_is_cut`] and the fifth state are not in it yet.
+    pub(super) fn facts_now(&self) -> &Facts {
+        &self.facts
     }
 
     /// Whether a handshake is under way that the client has not finished. A client that has may end its direction and still
@@ -281,7 +286,9 @@ impl Ledger {
             bytes,
             |kind| kind == CLIENT_HELLO,
             |kind, message| {
-                if kind == CLIENT_HELLO {
+                // What comes behind a wrong message counts for nothing, wherever the bytes are cut.
+                if !is_hello {
+                } else if kind == CLIENT_HELLO {
                     facts.client_hello = ClientHello::read(message);
                     is_hello = facts.client_hello.is_some();
                     facts.state = facts.state.max(State::T2);
@@ -486,4 +493,4 @@ fn certificates(message: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -183,6 +183,11 @@ impl Roots {
         self.loaded().source
     }
 
+    /// The roots themselves. Loads them.
+    pub fn store(&self) -> Arc<RootCertStore> {
+        self.loaded().store.clone()
+    }
+
     /// Whether they are there: a first question reads files.
     pub fn is_loaded(&self) -> bool {
         self.loaded.get().is_some()
@@ -478,12 +483,15 @@ fn address(octets: &[u8]) -> Option<String> {
 }
 
 fn sha256(der: &[u8]) -> String {
-    Sha256::digest(der)
-        .iter()
-        .fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    hex(&Sha256::digest(der))
+}
+
+/// A digest as people write it.
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 #[cfg(test)]

@@ -109,6 +109,30 @@ pub fn npm_registry(root: &Path, base: &str) {
     fs::write(registry.join("probe/index.html"), index.to_string()).unwrap();
 }
 
+/// A folder with a module proxy of one module, `probe.test/answer` v1.0.0, below `go/`.
+pub fn go_module(root: &Path) {
+    let folder = root.join("go/probe.test/answer/@v");
+    fs::create_dir_all(&folder).unwrap();
+    let manifest = "module probe.test/answer\n";
+    fs::write(folder.join("list"), "v1.0.0\n").unwrap();
+    fs::write(folder.join("v1.0.0.mod"), manifest).unwrap();
+    let info = json!({"Version": "v1.0.0", "Time": "2026-01-01T00:00:00Z"});
+    fs::write(folder.join("v1.0.0.info"), info.to_string()).unwrap();
+    let script = "\
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], 'w') as module:
+    module.writestr('probe.test/answer@v1.0.0/go.mod', sys.argv[2])
+    module.writestr('probe.test/answer@v1.0.0/answer', '42\\n')
+";
+    let archive = folder.join("v1.0.0.zip");
+    succeed(
+        Command::new("python3")
+            .args(["-c", script])
+            .arg(&archive)
+            .arg(manifest),
+    );
+}
+
 /// A bare repository of one commit at `root/name`, ready to be served as files or by git's own program.
 pub fn git_repository(root: &Path, name: &str) -> PathBuf {
     let work = tempfile::tempdir().unwrap();

@@ -3,11 +3,18 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod admin;
+pub mod debian;
+pub mod docker;
 pub mod goods;
+pub mod nameserver;
 pub mod needs;
 pub mod netns;
 pub mod origin;
+pub mod process;
 pub mod schema;
+pub mod squid;
+pub mod strict;
 pub mod tls;
 pub mod web;
 pub mod wire;
@@ -60,6 +67,7 @@ pub struct Starting {
     command: Command,
     policy: PathBuf,
     folder: TempDir,
+    listens_as_written: bool,
 }
 
 /// The command, with nothing of this process's proxy settings in its environment.
@@ -94,6 +102,7 @@ impl Proxy {
             command,
             policy: path,
             folder,
+            listens_as_written: false,
         }
     }
 
@@ -105,6 +114,26 @@ impl Proxy {
             command,
             policy: policy.to_owned(),
             folder: tempfile::tempdir().unwrap(),
+            listens_as_written: false,
+        }
+    }
+
+    /// A lab: its first record is what it says of itself.
+    pub fn lab() -> Starting {
+        Self::by(&["lab", "--json"])
+    }
+
+    /// What a command of another name starts.
+    pub fn by(args: &[&str]) -> Starting {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = routecause();
+        // What it leaves behind where it is killed goes with the test.
+        command.args(args).env("TMPDIR", folder.path());
+        Starting {
+            command,
+            policy: PathBuf::new(),
+            folder,
+            listens_as_written: false,
         }
     }
 
@@ -114,6 +143,7 @@ impl Proxy {
             command: routecause(),
             policy: PathBuf::new(),
             folder: tempfile::tempdir().unwrap(),
+            listens_as_written: false,
         }
     }
 
@@ -253,6 +283,12 @@ impl Starting {
         self
     }
 
+    /// Adds several.
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
     /// Sets a variable of its environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
@@ -265,6 +301,12 @@ impl Starting {
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .unwrap();
+        self
+    }
+
+    /// Listens where the policy says, and not on the free port.
+    pub fn listening_as_written(mut self) -> Self {
+        self.listens_as_written = true;
         self
     }
 
@@ -286,8 +328,19 @@ impl Starting {
 
     /// Starts it and waits until it listens. A `--listen` of its own comes before the free port.
     pub fn start(mut self) -> Proxy {
-        if !self.command.get_args().any(|arg| arg == "--listen") {
+        if !self.listens_as_written && !self.command.get_args().any(|arg| arg == "--listen") {
             self.command.args(["--listen", "127.0.0.1:0"]);
+        }
+        let says_admin = self.command.get_args().any(|arg| arg == "--admin")
+            || (self.command.get_envs())
+                .any(|(name, value)| name == "ROUTECAUSE_ADMIN" && value.is_some());
+        let is_lab = self
+            .command
+            .get_args()
+            .next()
+            .is_some_and(|arg| arg == "lab");
+        if !says_admin && !is_lab {
+            self.command.args(["--admin", "off"]);
         }
         self.command
             .stdin(Stdio::null())

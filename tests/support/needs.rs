@@ -11,11 +11,31 @@ pub fn has(need: &str) -> bool {
         "docker" => succeeds("docker", &["info"]),
         // Root of a container may not make one.
         "netns" => is_installed("ip") && succeeds("unshare", &["--net", "--mount", "true"]),
+        // What reads charts and manifests: see .ci/run.
+        "judges" => super::docker::target().join("judges/bin/python").exists(),
+        // A test makes one of its own, which a machine that is in one already cannot.
+        "swarm" => says(
+            "docker",
+            &["info", "--format", "{{.Swarm.LocalNodeState}}"],
+            "inactive",
+        ),
         "squid" => is_installed("squid"),
         "network" => own_address().is_some(),
+        // A module of Python's.
+        module if module.starts_with("python-") => {
+            let module = module.trim_start_matches("python-");
+            succeeds("python3", &["-c", &format!("import {module}")])
+        }
         program => is_installed(program),
     };
     is_there || lacks(need)
+}
+
+/// Whether Python has a module; `need` is what it is called where it is required.
+#[must_use]
+pub fn has_python(module: &str, need: &str) -> bool {
+    is_installed("python3") && succeeds("python3", &["-c", &format!("import {module}")])
+        || lacks(need)
 }
 
 /// Says that a need is not met: `false`, or a failure where it is required.
@@ -67,4 +87,9 @@ fn succeeds(program: &str, args: &[&str]) -> bool {
         .stderr(Stdio::null())
         .status();
     status.is_ok_and(|status| status.success())
+}
+
+fn says(program: &str, args: &[&str], word: &str) -> bool {
+    let output = Command::new(program).args(args).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).trim() == word)
 }

@@ -7,7 +7,7 @@ A rule is an object. Of which packets:
   on        payload (unless told), ack (the client's bare ACK that completes a handshake), or any
   server    only of this address
   port      only of this port of the server
-  contains  only with this text in the payload
+  contains  only with this text in the payload, or where a payload ends what the one before it began
   longer    only packets of more than so many bytes, their IP header counted
 What happens then, where the box stands `at` milliseconds from the client:
   drop      it goes no further
@@ -113,6 +113,7 @@ class Packet:
 class Router:
     def __init__(self, one_way, client, server):
         self.one_way, self.rules, self.queue, self.count, self.opening = one_way, [], [], 0, set()
+        self.tails = {}
         self.macs = {"client": client, "server": server}
         self.sockets = {}
         for side in self.macs:
@@ -133,9 +134,15 @@ class Router:
             and (on == "any" or on == "payload" and packet.payload or on == "ack" and is_opening)
             and rule.get("server") in (None, str(packet.server))
             and rule.get("port") in (None, packet.port)
-            and rule.get("contains", "").encode() in packet.payload
+            and self.has(packet, rule.get("contains", "").encode())
             and len(packet.data) > rule.get("longer", 0)
         )
+
+    def has(self, packet, text):
+        """Whether a payload has a text, or its end where the payload before it ended with its beginning."""
+        near = max(len(text) - 1, 0)
+        tail = self.tails.get(packet.flow, b"")
+        return text in packet.payload or text in tail[max(len(tail) - near, 0) :] + packet.payload[:near]
 
     def receive(self, packet):
         other = "server" if packet.side == "client" else "client"
@@ -155,7 +162,11 @@ class Router:
                 self.send(back, "client", packet.icmp(*rule["icmp"]))
             if "answer" in rule:
                 self.send(back, "client", packet.answer(rule["answer"], ttl))
+        # Where a segment ends is chance; the boxes that are played here put segments together.
+        if packet.payload:
+            self.tails[packet.flow] = packet.payload[-64:]
         if packet.side == "client" and packet.flags & SYN:
+            self.tails.pop(packet.flow, None)
             self.opening.add(packet.flow)
         else:
             self.opening.discard(packet.flow)

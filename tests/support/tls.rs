@@ -16,6 +16,7 @@ use rustls::{
     StreamOwned, SupportedProtocolVersion,
 };
 
+use super::origin::Origin;
 use super::web::Ca;
 use super::wire;
 
@@ -43,6 +44,44 @@ pub enum Leaf {
     MissingIntermediate,
     /// It stands for itself, and is an authority: what `openssl req -x509` makes.
     Authority,
+}
+
+impl Identity {
+    /// The configuration of a client that trusts `ca` and shows this identity.
+    pub fn member(&self, ca: &Ca, alpn: &[&[u8]]) -> ClientConfig {
+        let (chain, key) = parts(self);
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(ca.roots())
+            .with_client_auth_cert(chain, key);
+        let mut config = config.unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config
+    }
+
+    /// The chain as PEM.
+    pub fn chain_pem(&self) -> String {
+        use base64::Engine as _;
+        let pem = |der: &CertificateDer<'_>| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            let lines: Vec<_> = text
+                .as_bytes()
+                .chunks(64)
+                .map(|l| String::from_utf8_lossy(l))
+                .collect();
+            format!(
+                "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+                lines.join("\n")
+            )
+        };
+        self.chain.iter().map(pem).collect()
+    }
+
+    /// The key as PEM.
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
 }
 
 impl Ca {
@@ -90,7 +129,21 @@ impl Ca {
         Identity { chain, key }
     }
 
-    fn roots(&self) -> RootCertStore {
+    /// A good certificate for several names.
+    pub fn identity_for(&self, names: &[&str]) -> Identity {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Identity {
+            chain: vec![leaf.der().clone(), self.issuer.der().clone()],
+            key,
+        }
+    }
+
+    /// A store of it alone.
+    pub fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         roots
@@ -115,6 +168,19 @@ pub struct Client<'a> {
     pub trusts: &'a Ca,
     /// What it speaks.
     pub versions: Versions,
+}
+
+impl Ca {
+    /// The configuration of a client that trusts it and shows nothing.
+    pub fn client(&self, alpn: &[&[u8]]) -> ClientConfig {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots());
+        let mut config = config.with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config
+    }
 }
 
 impl Client<'_> {
@@ -270,6 +336,38 @@ fn parts(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'s
     (identity.chain.clone(), PrivateKeyDer::from(key))
 }
 
+/// A session, seen from its server.
+pub type Served = StreamOwned<ServerConnection, TcpStream>;
+
+/// An upstream behind TLS: each connection is served by `serve`, which is given the first head.
+pub fn upstream(
+    config: Arc<ServerConfig>,
+    serve: impl Fn(String, &mut Served) + Clone + Send + 'static,
+) -> Origin {
+    Origin::serving(move |stream| {
+        let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream);
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            if !matches!(tls.read(&mut byte), Ok(1)) {
+                while tls.conn.wants_write() && tls.conn.write_tls(&mut tls.sock).is_ok() {}
+                let _ = tls.sock.shutdown(Shutdown::Write);
+                // What is unread at a close would make it a reset.
+                listen(&tls.sock);
+                return "no head".to_owned();
+            }
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        serve(head.clone(), &mut tls);
+        tls.conn.send_close_notify();
+        let _ = tls.flush();
+        let _ = tls.sock.shutdown(Shutdown::Write);
+        listen(&tls.sock);
+        format!("{} {head}", tls.conn.server_name().unwrap_or("-"))
+    })
+}
+
 /// Says everything again, until the client has taken its leave or something is wrong.
 pub fn echo(config: &Arc<ServerConfig>, stream: TcpStream) {
     let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream);
@@ -287,10 +385,7 @@ pub fn echo(config: &Arc<ServerConfig>, stream: TcpStream) {
 }
 
 /// A session that stands on the server's side: one exchange is over.
-pub fn answer_once(
-    config: &Arc<ServerConfig>,
-    stream: TcpStream,
-) -> StreamOwned<ServerConnection, TcpStream> {
+pub fn answer_once(config: &Arc<ServerConfig>, stream: TcpStream) -> Served {
     let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream);
     let mut buffer = [0; 4];
     tls.read_exact(&mut buffer).unwrap();

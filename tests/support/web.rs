@@ -62,7 +62,7 @@ impl Ca {
     }
 
     /// What a server needs to be `names`.
-    fn server(&self, names: &[&str]) -> rustls::ServerConfig {
+    pub(super) fn server(&self, names: &[&str]) -> rustls::ServerConfig {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         // Python asks for it since 3.13.
@@ -104,7 +104,15 @@ pub struct Seen {
 impl Web {
     /// Answers plain requests.
     pub fn plain(handler: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
-        Self::start(None, Arc::new(handler))
+        Self::start(loopback(), None, Arc::new(handler))
+    }
+
+    /// The same at an address of the test's own.
+    pub fn plain_on(
+        address: SocketAddr,
+        handler: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(address, None, Arc::new(handler))
     }
 
     /// Answers over TLS under `names`.
@@ -113,10 +121,21 @@ impl Web {
         names: &[&str],
         handler: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Self {
-        Self::start(Some(Arc::new(ca.server(names))), Arc::new(handler))
+        Self::tls_on(loopback(), ca, names, handler)
+    }
+
+    /// The same at an address of the test's own.
+    pub fn tls_on(
+        address: SocketAddr,
+        ca: &Ca,
+        names: &[&str],
+        handler: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(address, Some(Arc::new(ca.server(names))), Arc::new(handler))
     }
 
     fn start(
+        address: SocketAddr,
         tls: Option<Arc<rustls::ServerConfig>>,
         handler: Arc<dyn Fn(&Request) -> Response + Send + Sync>,
     ) -> Self {
@@ -125,7 +144,7 @@ impl Web {
             .enable_all()
             .build()
             .unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let noted = seen.clone();
@@ -203,6 +222,11 @@ impl AsyncWrite for Curt {
     }
 }
 
+/// A free port of 127.0.0.1.
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
@@ -240,7 +264,7 @@ pub fn answer(status: u16, body: impl Into<Bytes>) -> Response {
 }
 
 /// Serves the files of a folder; a folder's `index.html` stands for it.
-pub fn folder(root: &Path) -> impl Fn(&Request) -> Response + Send + Sync + 'static {
+pub fn folder(root: &Path) -> impl Fn(&Request) -> Response + Send + Sync + 'static + use<> {
     let root = root.to_owned();
     move |request| {
         let path = request.uri().path().trim_start_matches('/');
@@ -267,7 +291,10 @@ pub fn folder(root: &Path) -> impl Fn(&Request) -> Response + Send + Sync + 'sta
 }
 
 /// Serves the repositories below a folder by git's own CGI program.
-pub fn git(program: &Path, root: &Path) -> impl Fn(&Request) -> Response + Send + Sync + 'static {
+pub fn git(
+    program: &Path,
+    root: &Path,
+) -> impl Fn(&Request) -> Response + Send + Sync + 'static + use<> {
     let (program, root) = (program.to_owned(), root.to_owned());
     move |request| {
         let field = |name: &str| {

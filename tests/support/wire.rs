@@ -64,6 +64,19 @@ pub fn reset(stream: TcpStream) {
     drop(stream);
 }
 
+/// Waits for the end of the peer's direction, by FIN or by RST.
+pub fn read_or_reset(mut stream: &TcpStream) {
+    let mut room = [0; 4096];
+    loop {
+        match stream.read(&mut room) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 /// Whether the next thing on the connection is a reset.
 pub fn is_reset(mut stream: &TcpStream) -> bool {
     let mut byte = [0];

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::error::Icmp;
 use super::judge::{Evidence, Sender, asks_for_route};
-use super::scoped;
-use crate::net::socket::Socket;
+use super::{Shape, scoped};
+use crate::net::socket::{Socket, limit_hops};
 use crate::net::tcp_info::TcpInfo;
 
 /// A connection that is being opened.
@@ -60,9 +60,13 @@ const SOONEST_RETRANSMISSION: Duration = Duration::from_millis(100);
 
 impl Syn {
     /// Sends it. `zone` is the interface of a scoped IPv6 address.
-    pub(super) fn send(address: SocketAddr, zone: Option<&str>) -> Result<Self, Broken> {
+    pub(super) fn send(
+        address: SocketAddr,
+        zone: Option<&str>,
+        shape: Shape,
+    ) -> Result<Self, Broken> {
         let sent = Instant::now();
-        let sending = scoped(address, zone).and_then(|scoped| Ok((send(scoped)?, scoped)));
+        let sending = scoped(address, zone).and_then(|scoped| Ok((send(scoped, shape)?, scoped)));
         let (stream, address) = sending.map_err(|source| Broken {
             seen: Evidence {
                 at_once: true,
@@ -142,9 +146,15 @@ impl Attempt for Syn {
     }
 }
 
-fn send(address: SocketAddr) -> io::Result<TcpStream> {
+fn send(address: SocketAddr, shape: Shape) -> io::Result<TcpStream> {
     let domain = Domain::for_address(address);
     let socket = socket2::Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+    if let Some(mss) = shape.mss {
+        socket.set_tcp_mss(mss)?;
+    }
+    if let Some(hops) = shape.hops {
+        limit_hops(&SockRef::from(&socket), address, hops)?;
+    }
     // Where the kernel keeps no queue, error numbers must do.
     let _ = keep_errors(&socket, address, true);
     match socket.connect(&address.into()) {

@@ -16,6 +16,10 @@ const LIMITS: Limits = Limits {
     total: Duration::from_secs(10),
     per_address: Duration::from_secs(3),
     stagger: Duration::from_millis(250),
+    shape: Shape {
+        mss: None,
+        hops: None,
+    },
 };
 
 /// What an attempt of the tests does: `Err` by number after so long, at once where that is nothing; `Ok`; or silence.

@@ -1,7 +1,8 @@
 //! Asks name servers for both families of a name, under each name of the search list.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,14 +11,18 @@ use hickory_resolver::config::{ResolverConfig, ResolverOpts};
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use rustls::ClientConfig;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::error::code_of;
-use super::facts::{Facts, Transport};
+use super::facts::{Asked, Facts, Transport};
 use super::journal::{Journal, Seen, Story, is_unhelpful};
 use super::provider::Sockets;
 use super::tap::Tap;
+use super::way::Way;
+use crate::policy::dns::Prefer;
 
 /// With the addresses of one family there, the other is waited for no longer than this. RFC 8305,
 /// section 3, advises 50 ms; rules judge addresses, so a little more is given to have them all.
@@ -36,10 +41,24 @@ const ZONES: usize = 256;
 pub(super) struct Asker {
     dns: hickory_resolver::Resolver<Tap>,
     pub(super) journal: Arc<Journal>,
+    /// Whom a policy names; nothing for the system's.
+    pub(super) who: Option<Who>,
+    /// The way to it.
+    pub(super) way: Arc<Way>,
     search: Vec<Name>,
     ndots: usize,
     /// Whether a denial in a zone has an SOA record; nothing while it is asked for.
     denials: Mutex<HashMap<Name, (Instant, Option<bool>)>>,
+}
+
+/// A name server of a policy.
+#[derive(Clone, Debug)]
+pub(super) struct Who {
+    pub(super) name: Arc<str>,
+    pub(super) transport: Transport,
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Connections to it take a route.
+    pub(super) is_led: bool,
 }
 
 /// The addresses of a name.
@@ -63,39 +82,102 @@ pub(super) struct Missed {
 type Family = (Vec<IpAddr>, Option<u32>);
 
 impl Asker {
-    pub(super) fn new(config: ResolverConfig, options: ResolverOpts) -> Result<Self, NetError> {
+    pub(super) fn new(
+        config: ResolverConfig,
+        options: ResolverOpts,
+        who: Option<Who>,
+        tls: Option<ClientConfig>,
+        room: Arc<Semaphore>,
+    ) -> Result<Self, NetError> {
         let (domain, mut search, servers) = config.into_parts();
         if search.is_empty() {
             search.extend(domain);
         }
         let ndots = options.ndots;
         let journal = Arc::<Journal>::default();
+        let way = Arc::new(Way::new(who.as_ref().is_some_and(|who| who.is_led)));
         let tap = Tap {
-            sockets: Sockets::new(journal.clone()),
+            sockets: Sockets::new(journal.clone(), way.clone()),
             journal: journal.clone(),
             is_alone: servers.len() < 2,
+            room,
         };
         let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-        let dns = hickory_resolver::Resolver::builder_with_config(config, tap)
-            .with_options(options)
-            .build()?;
+        let mut dns =
+            hickory_resolver::Resolver::builder_with_config(config, tap).with_options(options);
+        if let Some(tls) = tls {
+            dns = dns.with_tls_config(tls);
+        }
         Ok(Self {
-            dns,
+            dns: dns.build()?,
             journal,
+            who,
+            way,
             search,
             ndots,
             denials: Mutex::default(),
         })
     }
 
+    /// Forgets every answer.
+    pub(super) fn forget(&self) {
+        self.dns.clear_cache();
+        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        denials.clear();
+    }
+
+    /// Adds whom we meant to ask, where nothing came of it.
+    pub(super) fn tell(&self, error: &NetError, facts: &mut Facts) {
+        let Some(who) = &self.who else { return };
+        if facts.asked.is_empty() {
+            let asked = |server: &SocketAddr| Asked {
+                server: *server,
+                transport: who.transport,
+                times: 1,
+            };
+            facts.asked = who.addresses.iter().map(asked).collect();
+        }
+        if facts.server.is_none() && who.transport.is_secure() && self.is_unasked(error) {
+            facts.server = who.addresses.first().copied();
+            facts.transport = Some(who.transport);
+        }
+    }
+
+    /// Whether an error says that no server could be asked, rather than what one said or kept to itself.
+    pub(super) fn is_unasked(&self, error: &NetError) -> bool {
+        let is_reached = |server: &SocketAddr| self.journal.peer(*server).is_reached;
+        if let NetError::Io(_) = error {
+            code_of(error).is_none()
+        } else if let NetError::Timeout = error {
+            !self.addresses().iter().any(is_reached)
+        } else {
+            matches!(error, NetError::NoConnections)
+        }
+    }
+
+    /// Why a connection to one of the servers of a policy did not come about.
+    pub(super) fn trouble(&self) -> Option<Arc<io::Error>> {
+        let trouble = |server: &SocketAddr| self.journal.peer(*server).trouble;
+        self.addresses().iter().find_map(trouble)
+    }
+
+    fn addresses(&self) -> &[SocketAddr] {
+        self.who.as_ref().map_or(&[], |who| &who.addresses)
+    }
+
     /// The addresses of the first name of the search list that has any, within `limit`.
-    pub(super) async fn ask(&self, name: &str, limit: Duration) -> Result<Found, Missed> {
+    pub(super) async fn ask(
+        &self,
+        name: &str,
+        prefer: Prefer,
+        limit: Duration,
+    ) -> Result<Found, Missed> {
         let deadline = Instant::now() + limit;
         let name = name_of(name).map_err(Missed::from)?;
         let labels = name.num_labels();
         let mut failure: Option<Missed> = None;
         for name in self.candidates(name) {
-            let mut asked = self.both_families(&name, deadline).await;
+            let mut asked = self.families(&name, prefer, deadline).await;
             let facts = match &mut asked {
                 Ok(found) => &mut found.facts,
                 Err(missed) => &mut missed.facts,
@@ -174,6 +256,31 @@ impl Asker {
         names
     }
 
+    async fn families(
+        &self,
+        name: &Name,
+        prefer: Prefer,
+        deadline: Instant,
+    ) -> Result<Found, Missed> {
+        let only = match prefer {
+            Prefer::Happy | Prefer::V4 | Prefer::V6 => {
+                return self.both_families(name, deadline).await;
+            }
+            Prefer::V4Only => RecordType::A,
+            Prefer::V6Only => RecordType::AAAA,
+        };
+        let open = self.journal.open(name, only);
+        let asking = timeout_at(deadline, self.one_family(name, only));
+        let told = Told::new(asking.await.ok(), open.read());
+        match told.got {
+            Ok((addresses, ttl)) => Ok(Found {
+                addresses,
+                facts: facts_of(vec![told.page], ttl),
+            }),
+            Err(error) => Err(missed(name, error, vec![told.page])),
+        }
+    }
+
     async fn both_families(&self, name: &Name, deadline: Instant) -> Result<Found, Missed> {
         let open_v6 = self.journal.open(name, RecordType::AAAA);
         let open_v4 = self.journal.open(name, RecordType::A);
@@ -200,21 +307,14 @@ impl Asker {
                 } else {
                     (v4_error, v4.page, v6.page)
                 };
-                let is_denied = code_of(&error) == Some(ResponseCode::NXDomain);
-                let reply = &told.seen.reply;
-                let is_unsigned = is_denied && reply.as_ref().is_some_and(|reply| !reply.has_soa);
-                Err(Missed {
-                    error,
-                    unsigned: is_unsigned.then(|| name.clone()),
-                    facts: facts_of([told, other], None),
-                })
+                Err(missed(name, error, vec![told, other]))
             }
             (v6_got, v4_got) => {
                 // What answered is told first: of A, where both did, since each host has that.
                 let pages = if v4_got.is_ok() {
-                    [v4.page, v6.page]
+                    vec![v4.page, v6.page]
                 } else {
-                    [v6.page, v4.page]
+                    vec![v6.page, v4.page]
                 };
                 let found: Vec<Family> = [v6_got, v4_got].into_iter().flatten().collect();
                 let ttl = found.iter().filter_map(|(_, ttl)| *ttl).min();
@@ -227,7 +327,13 @@ impl Asker {
     }
 
     async fn one_family(&self, name: &Name, kind: RecordType) -> Result<Family, NetError> {
-        let lookup = self.dns.lookup(name.clone(), kind).await?;
+        let lookup = match self.dns.lookup(name.clone(), kind).await {
+            // Kept connections that have ended, one after another: the next is a new one.
+            Err(error) if self.keeps_connections() && is_of_connection(&error) => {
+                self.dns.lookup(name.clone(), kind).await?
+            }
+            lookup => lookup?,
+        };
         let answers = lookup.answers();
         let found: Vec<_> = answers
             .iter()
@@ -240,6 +346,18 @@ impl Asker {
         }
         Ok((found, answers.iter().map(|record| record.ttl).min()))
     }
+}
+
+impl Asker {
+    fn keeps_connections(&self) -> bool {
+        let who = self.who.as_ref();
+        who.is_some_and(|who| !matches!(who.transport, Transport::Udp))
+    }
+}
+
+/// Whether nobody was heard, for another reason than silence.
+fn is_of_connection(error: &NetError) -> bool {
+    code_of(error).is_none() && !matches!(error, NetError::Timeout)
 }
 
 impl std::fmt::Debug for Asker {
@@ -276,9 +394,13 @@ struct Read {
 impl Told {
     /// `got` is missing where the time was over.
     fn new(got: Option<Result<Family, NetError>>, page: (Arc<Story>, bool)) -> Self {
-        let (story, is_cached) = page;
-        let seen = story.read();
+        let (mut story, mut is_cached) = page;
         let got = got.unwrap_or(Err(NetError::Timeout));
+        if is_cached && got.as_ref().is_err_and(|error| code_of(error).is_none()) {
+            // Nobody could be asked: what an earlier lookup heard has no part in it.
+            (story, is_cached) = (Arc::default(), false);
+        }
+        let seen = story.read();
         Self {
             got: got.map_err(|error| if is_cached { error } else { said(error, &seen) }),
             page: Read {
@@ -315,10 +437,21 @@ fn said(error: NetError, seen: &Seen) -> NetError {
     }
 }
 
-fn facts_of(pages: [Read; 2], ttl: Option<u32>) -> Facts {
-    let [first, second] = &pages;
-    let mut asked = first.seen.asked.clone();
-    for more in &second.seen.asked {
+/// A failure; the page that tells it comes first.
+fn missed(name: &Name, error: NetError, pages: Vec<Read>) -> Missed {
+    let is_denied = code_of(&error) == Some(ResponseCode::NXDomain);
+    let reply = pages.first().and_then(|page| page.seen.reply.as_ref());
+    let is_unsigned = is_denied && reply.is_some_and(|reply| !reply.has_soa);
+    Missed {
+        error,
+        unsigned: is_unsigned.then(|| name.clone()),
+        facts: facts_of(pages, None),
+    }
+}
+
+fn facts_of(pages: Vec<Read>, ttl: Option<u32>) -> Facts {
+    let mut asked: Vec<Asked> = Vec::new();
+    for more in pages.iter().flat_map(|page| &page.seen.asked) {
         let known = asked
             .iter_mut()
             .find(|known| (known.server, known.transport) == (more.server, more.transport));
@@ -342,6 +475,11 @@ fn facts_of(pages: [Read; 2], ttl: Option<u32>) -> Facts {
         ede: replies().find_map(|reply| reply.ede.clone()),
         records: records.reduce(u32::saturating_add),
         asked,
+        waited: pages
+            .iter()
+            .map(|page| page.seen.waited())
+            .max()
+            .unwrap_or_default(),
         stories: pages.into_iter().map(|page| page.story).collect(),
     }
 }
@@ -392,7 +530,8 @@ mod tests {
             let config = ResolverConfig::from_parts(None, search, Vec::new());
             let mut options = ResolverOpts::default();
             options.ndots = ndots;
-            let asker = Asker::new(config, options).unwrap();
+            let room = Arc::new(Semaphore::new(1));
+            let asker = Asker::new(config, options, None, None, room).unwrap();
             let names = asker.candidates(Name::from_ascii(name).unwrap());
             let names: Vec<_> = names.iter().map(Name::to_string).collect();
             names.join(" ")

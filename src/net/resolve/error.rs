@@ -1,15 +1,19 @@
 //! Why a name has no address, by the name servers' words and silences.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
+use ipnet::IpNet;
 
+use super::ask::Asker;
 use super::facts::{Asked, Extended, Facts};
+use super::servers::QUESTIONS;
 use super::tap::Unhelpful;
+use crate::record::quote;
 use crate::timeouts::Brief;
 
 /// Why a name has no address.
@@ -35,6 +39,40 @@ pub enum Unresolved {
         after: Duration,
         /// Whom we asked.
         asked: Vec<Asked>,
+    },
+    /// The question had to wait for others most of the time.
+    #[error("{limit} names are being looked up, and no answer came within {}", Brief(*after))]
+    Busy {
+        /// How many may be.
+        limit: usize,
+        /// The limit of time.
+        after: Duration,
+    },
+    /// A server that is asked by TLS or HTTP cannot be asked.
+    #[error("name server {server} cannot be asked{}", Servers(asked))]
+    Secure {
+        /// Its name in the policy.
+        server: Arc<str>,
+        /// What is wrong; nothing where no connection came about in time.
+        source: Option<Arc<io::Error>>,
+        /// Whom we asked.
+        asked: Vec<Asked>,
+    },
+    /// An address of the answer is among those of forged ones (`dns.bogus`).
+    #[error("{ip} by DNS is forged: it is in {net} of dns.bogus")]
+    Forged {
+        /// The address.
+        ip: IpAddr,
+        /// The range that says so.
+        net: IpNet,
+    },
+    /// The name may have addresses, but of the family that is not asked for.
+    #[error("no {record} record, and dns.prefer is {prefer}")]
+    NoneOfFamily {
+        /// The type of record that is asked for.
+        record: &'static str,
+        /// The word in the policy.
+        prefer: &'static str,
     },
     /// No server can be reached, or none is configured.
     #[error("no name server can be reached{}", Servers(asked))]
@@ -90,6 +128,57 @@ pub enum Unresolved {
     Misbehaving(NetError),
 }
 
+/// What is wrong with a server that is asked over a connection, by TLS or HTTP in particular.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SecureError {
+    /// No connection, TLS handshake and all, within the time of one try.
+    #[error("no connection within {}", Brief(*after))]
+    TimedOut {
+        /// The limit.
+        after: Duration,
+    },
+    /// The handshake failed: another certificate than it should have, perhaps.
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+    /// It answers with another status than 2xx.
+    #[error("HTTP status {0}")]
+    Status(String),
+    /// What it speaks is no DNS over HTTP.
+    #[error("HTTP: {0}")]
+    Http(String),
+}
+
+impl SecureError {
+    /// What the library says of a connection to such a server, as an error at which it goes on to the next one. A server's
+    /// words about a name stay as they are.
+    pub(super) fn read(error: NetError) -> NetError {
+        let kind = if error.is_connection_closed() {
+            // The library opens another connection then, if this one has served before.
+            io::ErrorKind::ConnectionAborted
+        } else {
+            io::ErrorKind::Other
+        };
+        let this = if let NetError::Io(io) = &error {
+            let tls = io.get_ref().and_then(|inner| inner.downcast_ref());
+            let Some(tls) = tls else { return error };
+            Self::Tls(rustls::Error::clone(tls))
+        } else if let NetError::RustlsError(tls) = error {
+            Self::Tls(tls)
+        } else if let NetError::Msg(text) = &error {
+            match text.strip_prefix("http unsuccessful code: ") {
+                // What follows is the body.
+                Some(rest) => Self::Status(quote(rest.split(',').next().unwrap_or_default())),
+                None => Self::Http(quote(text)),
+            }
+        } else if let NetError::H2(_) | NetError::Message(_) | NetError::Decode(_) = &error {
+            Self::Http(quote(&error.to_string()))
+        } else {
+            return error;
+        };
+        NetError::Io(Arc::new(io::Error::new(kind, this)))
+    }
+}
+
 impl ResolveError {
     /// An error of which nothing more is known.
     pub fn new(name: impl Into<String>, why: Unresolved) -> Self {
@@ -103,9 +192,15 @@ impl ResolveError {
     /// The response code, where a server gave one.
     pub fn response_code(&self) -> Option<&'static str> {
         match &self.why {
-            Unresolved::Timeout { .. } | Unresolved::ServerUnreachable { .. } => None,
+            Unresolved::Timeout { .. }
+            | Unresolved::Busy { .. }
+            | Unresolved::Secure { .. }
+            | Unresolved::ServerUnreachable { .. } => None,
             Unresolved::NxDomain | Unresolved::NxDomainUnsigned => Some("NXDOMAIN"),
             Unresolved::NoAddress => Some("NOERROR"),
+            Unresolved::Forged { .. } | Unresolved::NoneOfFamily { .. } => {
+                self.facts.response_code()
+            }
             Unresolved::ServFail { .. } | Unresolved::DnssecBogus { .. } => Some("SERVFAIL"),
             Unresolved::Refused { .. } => Some("REFUSED"),
             Unresolved::Blocked { .. }
@@ -116,13 +211,8 @@ impl ResolveError {
 }
 
 impl Unresolved {
-    /// Reads the library's error, with what was seen beside it. `tcp` tells why a server could not be reached by TCP.
-    pub(super) fn new(
-        error: NetError,
-        limit: Duration,
-        facts: &Facts,
-        tcp: impl FnOnce(SocketAddr) -> Option<Arc<io::Error>>,
-    ) -> Self {
+    /// Reads the library's error, with what was seen beside it.
+    pub(super) fn new(error: NetError, limit: Duration, facts: &Facts, asker: &Asker) -> Self {
         let asked = || facts.asked.clone();
         let ede = facts.ede.clone();
         let code = code_of(&error);
@@ -142,7 +232,26 @@ impl Unresolved {
             Some(_) => return Self::Misbehaving(error),
             None => {}
         }
-        if let NetError::Timeout = error {
+        if let Some(who) = asker.who.as_ref().filter(|who| who.transport.is_secure())
+            && asker.is_unasked(&error)
+        {
+            let source = if let NetError::Io(source) = error {
+                Some(source)
+            } else {
+                asker.trouble()
+            };
+            return Self::Secure {
+                server: who.name.clone(),
+                source,
+                asked: asked(),
+            };
+        }
+        if let (NetError::Timeout, true) = (&error, facts.waited > limit / 2) {
+            Self::Busy {
+                limit: QUESTIONS / 2,
+                after: limit,
+            }
+        } else if let NetError::Timeout = error {
             Self::Timeout {
                 after: limit,
                 asked: asked(),
@@ -154,13 +263,15 @@ impl Unresolved {
             }
         } else if let NetError::NoConnections = error {
             Self::ServerUnreachable {
-                source: None,
+                source: asker.trouble(),
                 asked: asked(),
             }
         } else if let NetError::Truncated = error {
             Self::TruncatedTcpFailed {
                 server: facts.server,
-                source: facts.server.and_then(tcp),
+                source: facts
+                    .server
+                    .and_then(|server| asker.journal.peer(server).tcp),
             }
         } else {
             Self::Misbehaving(error)

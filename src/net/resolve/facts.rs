@@ -3,11 +3,13 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 
 use super::journal::Story;
+use crate::policy::dns;
 use crate::record::quote;
 
 /// What is known of a lookup beside its addresses. All of it is missing where no name server was asked.
@@ -33,6 +35,8 @@ pub struct Facts {
     pub records: Option<u32>,
     /// Whom the lookup asked.
     pub asked: Vec<Asked>,
+    /// How long a question had to wait for room.
+    pub(super) waited: Duration,
     /// Late replies are counted there.
     pub(super) stories: Vec<Arc<Story>>,
 }
@@ -44,6 +48,10 @@ pub enum Transport {
     Udp,
     /// By TCP.
     Tcp,
+    /// By TLS (RFC 7858).
+    Tls,
+    /// By HTTP/2 over TLS (RFC 8484).
+    Https,
 }
 
 /// A server that was asked.
@@ -85,6 +93,26 @@ impl Transport {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Https => "https",
+        }
+    }
+}
+
+impl Transport {
+    /// Whether the server shows who it is.
+    pub fn is_secure(self) -> bool {
+        matches!(self, Self::Tls | Self::Https)
+    }
+}
+
+impl From<&dns::Transport> for Transport {
+    fn from(written: &dns::Transport) -> Self {
+        match written {
+            dns::Transport::Udp => Self::Udp,
+            dns::Transport::Tcp => Self::Tcp,
+            dns::Transport::Tls(_) => Self::Tls,
+            dns::Transport::Https { .. } => Self::Https,
         }
     }
 }

@@ -52,6 +52,10 @@ struct Page {
 pub(super) struct Peer {
     /// Why TCP to it failed last.
     pub(super) tcp: Option<Arc<io::Error>>,
+    /// A connection to it stood when it was last tried.
+    pub(super) is_reached: bool,
+    /// Why the last connection to it did not come about: the library keeps it to itself.
+    pub(super) trouble: Option<Arc<io::Error>>,
     /// It has answered a question with an OPT record.
     pub(super) takes_edns: bool,
     /// Since when it is asked without one.
@@ -86,6 +90,9 @@ pub(super) struct Seen {
     pub(super) error: Option<Arc<io::Error>>,
     /// Datagrams with another id or question.
     pub(super) strays: u32,
+    /// Since when the question waits for room, and how long it has waited before.
+    waits: Option<Instant>,
+    waited: Duration,
     /// Further replies with other data.
     others: u32,
 }
@@ -276,6 +283,13 @@ impl Story {
         self.seen().error = Some(error.clone());
     }
 
+    /// Notes whether the question waits for room.
+    pub(super) fn queues(&self, is_queued: bool) {
+        let mut seen = self.seen();
+        seen.waited = seen.waited();
+        seen.waits = is_queued.then(Instant::now);
+    }
+
     /// Notes a datagram that answers something else.
     pub(super) fn strays(&self) {
         self.seen().strays += 1;
@@ -284,6 +298,13 @@ impl Story {
     /// Notes a further reply with other data.
     pub(super) fn hears_another(&self) {
         self.seen().others += 1;
+    }
+}
+
+impl Seen {
+    /// How long the question has waited for room.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited + self.waits.map_or(Duration::ZERO, |since| since.elapsed())
     }
 }
 

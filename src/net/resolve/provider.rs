@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{
     DnsUdpSocket, RuntimeProvider, Spawn as _, TokioRuntimeProvider, TokioTime,
 };
@@ -21,26 +22,29 @@ use tokio::time::timeout;
 
 use super::facts::Transport;
 use super::journal::{Journal, Story};
+use super::way::{Line, Way};
 
 /// A future on the heap.
-pub(super) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A socket that has its answer is watched for another one for this long. Who injects answers has to be faster than the
 /// server, whose own then comes a round trip later at most.
 const WATCH: Duration = Duration::from_millis(300);
 
 /// Tokio's runtime with sockets of ours.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Sockets {
     tokio: TokioRuntimeProvider,
     journal: Arc<Journal>,
+    pub(super) way: Arc<Way>,
 }
 
 impl Sockets {
-    pub(super) fn new(journal: Arc<Journal>) -> Self {
+    pub(super) fn new(journal: Arc<Journal>, way: Arc<Way>) -> Self {
         Self {
             tokio: TokioRuntimeProvider::default(),
             journal,
+            way,
         }
     }
 }
@@ -49,7 +53,7 @@ impl RuntimeProvider for Sockets {
     type Handle = <TokioRuntimeProvider as RuntimeProvider>::Handle;
     type Timer = TokioTime;
     type Udp = Connected;
-    type Tcp = <TokioRuntimeProvider as RuntimeProvider>::Tcp;
+    type Tcp = AsyncIoTokioAsStd<Line>;
 
     fn create_handle(&self) -> Self::Handle {
         self.tokio.create_handle()
@@ -61,18 +65,24 @@ impl RuntimeProvider for Sockets {
         local: Option<SocketAddr>,
         limit: Option<Duration>,
     ) -> Boxed<io::Result<Self::Tcp>> {
-        let connecting = self.tokio.connect_tcp(server, local, limit);
-        let journal = self.journal.clone();
+        let plain = self.tokio.connect_tcp(server, local, limit);
+        let (journal, way) = (self.journal.clone(), self.way.clone());
         Box::pin(async move {
-            match connecting.await {
+            let connected = match way.tunnel() {
+                Ok(None) => plain.await.map(|stream| Line::Plain(stream.0)),
+                Ok(Some(tunnel)) => tunnel.open(server).await.map(Line::inside),
+                Err(error) => Err(error),
+            };
+            match connected.map(AsyncIoTokioAsStd) {
                 Ok(stream) => {
                     journal.note(server, |peer| peer.tcp = None);
                     Ok(stream)
                 }
                 Err(error) => {
-                    let kept = error
-                        .raw_os_error()
-                        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+                    let kept = match error.raw_os_error() {
+                        Some(code) => io::Error::from_raw_os_error(code),
+                        None => io::Error::new(error.kind(), error.to_string()),
+                    };
                     journal.note(server, |peer| peer.tcp = Some(Arc::new(kept)));
                     Err(error)
                 }

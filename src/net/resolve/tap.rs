@@ -13,9 +13,12 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::xfer::{DnsExchange, DnsHandle, FirstAnswer as _};
 use hickory_resolver::proto::op::{DnsRequest, DnsResponse, ResponseCode};
 use hickory_resolver::{ConnectionProvider, PoolContext};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
+use super::error::SecureError;
 use super::facts::Transport;
-use super::journal::{Journal, Reply, is_unhelpful};
+use super::journal::{Journal, Reply, Story, is_unhelpful};
 use super::provider::{Boxed, Sockets};
 
 /// Makes connections that are listened to.
@@ -25,6 +28,8 @@ pub(super) struct Tap {
     pub(super) journal: Arc<Journal>,
     /// There is no other server to ask.
     pub(super) is_alone: bool,
+    /// The room for questions.
+    pub(super) room: Arc<Semaphore>,
 }
 
 /// A connection that is listened to.
@@ -33,6 +38,8 @@ pub(super) struct Tapped {
     exchange: DnsExchange<Sockets>,
     server: SocketAddr,
     transport: Transport,
+    /// The turn of the way that it took.
+    turn: u64,
     tap: Tap,
 }
 
@@ -65,12 +72,33 @@ impl ConnectionProvider for Tap {
         let transport = match config.protocol {
             ProtocolConfig::Udp => Transport::Udp,
             ProtocolConfig::Tcp => Transport::Tcp,
+            ProtocolConfig::Tls { .. } => Transport::Tls,
+            ProtocolConfig::Https { .. } => Transport::Https,
         };
+        let turn = tap.sockets.way.turn();
+        let after = context.options.timeout;
         Ok(Box::pin(async move {
+            tap.journal.note(server, |peer| peer.is_reached = false);
+            let opened = timeout(after, opening).await;
+            let opened = opened.unwrap_or_else(|_| {
+                let error = SecureError::TimedOut { after };
+                let error = io::Error::new(io::ErrorKind::TimedOut, error);
+                Err(NetError::Io(Arc::new(error)))
+            });
+            let opened = opened.map_err(SecureError::read);
+            if let Err(NetError::Io(error)) = &opened {
+                let trouble = Some(error.clone());
+                tap.journal.note(server, |peer| peer.trouble = trouble);
+            }
+            let exchange = opened?;
+            tap.journal.note(server, |peer| {
+                (peer.is_reached, peer.trouble) = (true, None);
+            });
             Ok(Tapped {
-                exchange: opening.await?,
+                exchange,
                 server,
                 transport,
+                turn,
                 tap,
             })
         }))
@@ -91,10 +119,32 @@ impl DnsHandle for Tapped {
 }
 
 impl Tapped {
+    async fn wait_for_room(&self, story: Option<&Story>) -> Option<OwnedSemaphorePermit> {
+        let room = &self.tap.room;
+        if let Ok(room) = room.clone().try_acquire_owned() {
+            return Some(room);
+        }
+        if let Some(story) = story {
+            story.queues(true);
+        }
+        let found = room.clone().acquire_owned().await.ok();
+        if let Some(story) = story {
+            story.queues(false);
+        }
+        found
+    }
+
     async fn ask(self, mut request: DnsRequest) -> Result<DnsResponse, NetError> {
         let journal = &self.tap.journal;
         let story = request.queries.first().map(|query| journal.story(query));
-        if let (Some(story), Transport::Tcp) = (&story, self.transport) {
+        if self.turn != self.tap.sockets.way.turn() {
+            // The library opens another one then.
+            let error = io::Error::from(io::ErrorKind::ConnectionAborted);
+            return Err(NetError::Io(Arc::new(error)));
+        }
+        let _room = self.wait_for_room(story.as_deref()).await;
+        // What goes by UDP is told by its socket.
+        if let (Some(story), true) = (&story, self.transport != Transport::Udp) {
             story.asks(self.server, self.transport);
         }
         // Extended errors come only to those who send an OPT record; a server that cannot take one is asked without
@@ -116,6 +166,9 @@ impl Tapped {
                 peer.set_plain(has_edns && !peer.takes_edns);
             }),
             Ok(_) | Err(_) => {}
+        }
+        if self.transport.is_secure() {
+            heard = heard.map_err(SecureError::read);
         }
         match (&story, &heard) {
             (Some(story), Ok(response)) => {

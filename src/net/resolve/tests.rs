@@ -4,9 +4,24 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use std::time::SystemTime;
+
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+
+use super::servers::TRY;
 use super::*;
+use crate::config;
+use crate::policy::dns::Cache;
 
 const LIMIT: Duration = Duration::from_secs(5);
+const SYSTEM: AskId = AskId::SYSTEM;
+
+fn is_contested(resolver: &Resolver) -> bool {
+    let asker = resolver.asker(SYSTEM).unwrap();
+    asker
+        .journal
+        .is_contested(&ask::name_of("name.example").unwrap())
+}
 
 /// What a name server does with a query, by its kind (A is 1, AAAA is 28).
 type Answer = fn(query: &[u8], kind: u16) -> Option<Vec<u8>>;
@@ -136,13 +151,13 @@ fn name_in(query: &[u8]) -> String {
 
 /// Waits until nobody watches for a second reply any more.
 async fn watched(resolver: &Resolver) {
-    let asker = resolver.asker().unwrap();
+    let asker = resolver.asker(SYSTEM).unwrap();
     let all = u32::try_from(asker.journal.watched.available_permits().max(64)).unwrap();
     drop(asker.journal.watched.acquire_many(all).await.unwrap());
 }
 
 async fn resolve(resolver: &Resolver) -> Result<Vec<String>, ResolveError> {
-    let found = resolver.resolve("name.example", LIMIT).await?;
+    let found = resolver.resolve("name.example", SYSTEM, LIMIT).await?;
     Ok(found.addresses.iter().map(IpAddr::to_string).collect())
 }
 
@@ -222,7 +237,10 @@ async fn a_name_with_an_underscore_is_asked_for() {
         },
         |_, _| None,
     );
-    let found = resolver.resolve("my_app.some_net", LIMIT).await.unwrap();
+    let found = resolver
+        .resolve("my_app.some_net", SYSTEM, LIMIT)
+        .await
+        .unwrap();
     assert_eq!(found.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
 }
 
@@ -230,7 +248,7 @@ async fn a_name_with_an_underscore_is_asked_for() {
 async fn a_silent_server_is_a_timeout() {
     let resolver = server(|_, _| None, |_, _| None);
     let error = resolver
-        .resolve("name.example", Duration::from_millis(300))
+        .resolve("name.example", SYSTEM, Duration::from_millis(300))
         .await
         .unwrap_err();
     assert!(matches!(error.why, Unresolved::Timeout { .. }), "{error:?}");
@@ -275,7 +293,10 @@ async fn localhost_is_this_machine_whoever_is_asked() {
         |query, _| Some(reply(query, 0, &[&[192, 0, 2, 1]])),
         |_, _| None,
     );
-    let found = resolver.resolve("a.localhost", LIMIT).await.unwrap();
+    let found = resolver
+        .resolve("a.localhost", SYSTEM, LIMIT)
+        .await
+        .unwrap();
     assert_eq!(found.source, Source::Hosts);
     assert!(found.addresses.iter().all(IpAddr::is_loopback));
 }
@@ -292,7 +313,11 @@ async fn an_answer_is_told_with_its_server_and_its_age() {
     });
     let resolver = Resolver::with_servers(&[server]);
     for is_cached in [false, true] {
-        let facts = resolver.resolve("name.example", LIMIT).await.unwrap().facts;
+        let facts = resolver
+            .resolve("name.example", SYSTEM, LIMIT)
+            .await
+            .unwrap()
+            .facts;
         assert_eq!(facts.server, Some(server));
         assert_eq!(facts.transport, Some(Transport::Udp));
         assert_eq!(facts.is_cached, is_cached);
@@ -364,7 +389,7 @@ fn denying(others_have_soa: bool) -> (Resolver, Arc<AtomicUsize>) {
 async fn a_denial_without_soa_is_compared_with_a_sibling_once() {
     let (resolver, siblings) = denying(true);
     for name in ["name.example", "other.example"] {
-        let error = resolver.resolve(name, LIMIT).await.unwrap_err();
+        let error = resolver.resolve(name, SYSTEM, LIMIT).await.unwrap_err();
         assert!(
             matches!(error.why, Unresolved::NxDomainUnsigned),
             "{error:?}"
@@ -373,7 +398,10 @@ async fn a_denial_without_soa_is_compared_with_a_sibling_once() {
     }
     assert_eq!(siblings.load(Ordering::Relaxed), 1);
     // It has its SOA record, and is believed.
-    let error = resolver.resolve("third.example", LIMIT).await.unwrap_err();
+    let error = resolver
+        .resolve("third.example", SYSTEM, LIMIT)
+        .await
+        .unwrap_err();
     assert!(matches!(error.why, Unresolved::NxDomain), "{error:?}");
     assert_eq!(siblings.load(Ordering::Relaxed), 1 + 2);
 }
@@ -411,7 +439,7 @@ async fn a_reply_to_another_question_is_no_answer() {
         vec![reply]
     });
     let error = Resolver::with_servers(&[server])
-        .resolve("name.example", Duration::from_millis(300))
+        .resolve("name.example", SYSTEM, Duration::from_millis(300))
         .await
         .unwrap_err();
     assert!(matches!(error.why, Unresolved::Misbehaving(_)), "{error:?}");
@@ -448,14 +476,20 @@ async fn a_second_reply_with_other_data_is_noticed() {
     };
     for (second, replies) in [([192, 0, 2, 2], 2), ([192, 0, 2, 1], 1)] {
         let resolver = answers(second);
-        let found = resolver.resolve("name.example", LIMIT).await.unwrap();
+        let found = resolver
+            .resolve("name.example", SYSTEM, LIMIT)
+            .await
+            .unwrap();
         watched(&resolver).await;
         assert_eq!(found.facts.replies(), Some(replies));
-        assert_eq!(resolver.is_contested("name.example"), replies > 1);
-        let doubt = resolver.doubt("name.example", &found.addresses);
+        assert_eq!(is_contested(&resolver), replies > 1);
+        let doubt = resolver.doubt("name.example", SYSTEM, &found.addresses);
         assert_eq!(doubt, (replies > 1).then_some(Doubt::Contested));
         // The memory of the first answer goes on to be doubted.
-        let again = resolver.resolve("name.example", LIMIT).await.unwrap();
+        let again = resolver
+            .resolve("name.example", SYSTEM, LIMIT)
+            .await
+            .unwrap();
         assert_eq!(
             (again.facts.is_cached, again.facts.replies()),
             (true, Some(replies))
@@ -470,10 +504,16 @@ async fn an_answer_by_policy_is_doubted_once_it_is_of_no_use() {
         vec![with_ede(reply(query, 0, records), 17, "ads")]
     });
     let resolver = Resolver::with_servers(&[server]);
-    let found = resolver.resolve("name.example", LIMIT).await.unwrap();
-    let doubt = resolver.doubt("name.example", &found.addresses);
+    let found = resolver
+        .resolve("name.example", SYSTEM, LIMIT)
+        .await
+        .unwrap();
+    let doubt = resolver.doubt("name.example", SYSTEM, &found.addresses);
     assert!(matches!(doubt, Some(Doubt::Blocked(_))), "{doubt:?}");
-    assert_eq!(resolver.doubt("other.example", &found.addresses), None);
+    assert_eq!(
+        resolver.doubt("other.example", SYSTEM, &found.addresses),
+        None
+    );
 }
 
 #[tokio::test]
@@ -485,7 +525,10 @@ async fn a_server_that_cannot_help_leaves_it_to_the_next() {
             vec![reply(query, 0, records)]
         });
         let resolver = Resolver::with_servers(&[first, second]);
-        let found = resolver.resolve("name.example", LIMIT).await.unwrap();
+        let found = resolver
+            .resolve("name.example", SYSTEM, LIMIT)
+            .await
+            .unwrap();
         assert_eq!(found.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(found.facts.server, Some(second));
         let third = server_of(move |query, _| vec![reply(query, code, &[])]);
@@ -573,10 +616,51 @@ async fn a_name_under_a_suffix_is_told() {
     let servers = vec![NameServerConfig::new(server.ip(), true, vec![connection])];
     let search = vec!["corp.example".parse().unwrap()];
     let config = ResolverConfig::from_parts(None, search, servers);
-    let asker = build(config, ResolverOpts::default()).unwrap();
-    let found = asker.ask("git", LIMIT).await.unwrap();
+    let asker = Maker::default()
+        .build(
+            config,
+            ResolverOpts::default(),
+            Cache::default(),
+            None,
+            None,
+        )
+        .unwrap();
+    let found = asker.ask("git", Prefer::Happy, LIMIT).await.unwrap();
     assert!(found.facts.is_suffixed);
     assert_eq!(found.facts.question.as_deref(), Some("git.corp.example"));
+}
+
+#[test]
+fn what_a_server_said_over_one_route_is_not_taken_for_what_it_says_over_another() {
+    const A: &str = "a: {url: 'http://192.0.2.1:1'}";
+    const B: &str = "b: {url: 'http://192.0.2.2:1'}";
+    let policy = |upstreams: &str, via: &str| {
+        let source = config::Source::Text {
+            name: "policy.yaml".to_owned(),
+            text: format!(
+                "version: 1\nupstreams: {{{upstreams}}}\n\
+                 dns: {{servers: {{inner: {{tcp: 192.0.2.53, via: {via}}}}}, default: inner}}\ndefault: {{direct: true}}\n"
+            ),
+        };
+        let options = config::Options::check(jiff::Timestamp::UNIX_EPOCH);
+        let loaded = config::load(&source, &config::Environment::default(), &options);
+        Arc::new(loaded.unwrap().policy)
+    };
+    let first = policy(&format!("{A}, {B}"), "a");
+    let before = Resolver::with_servers(&[]).under(&first);
+    let asker = |resolver: &Resolver, policy: &Policy| resolver.asker(policy.dns.default).unwrap();
+    for (upstreams, via, is_kept) in [
+        (format!("{B}, {A}"), "a", true),
+        (format!("{B}, {A}"), "b", false),
+        // In the same place another.
+        (B.to_owned(), "b", false),
+        (A.replace("192.0.2.1", "192.0.2.3"), "a", false),
+    ] {
+        let next = policy(&upstreams, via);
+        let after = before.under(&next);
+        let is_same = Arc::ptr_eq(&asker(&before, &first), &asker(&after, &next));
+        assert_eq!(is_same, is_kept, "{upstreams} via {via}");
+    }
 }
 
 #[test]
@@ -612,3 +696,5 @@ fn a_file_is_read_again_when_it_changes() {
         (1, 2)
     );
 }
+
+mod room;

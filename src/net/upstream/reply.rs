@@ -23,6 +23,10 @@ pub struct Reply {
     pub squid_error: Option<String>,
     /// The schemes of every challenge of `Proxy-Authenticate`, in order, each once.
     pub auth_schemes: Vec<String>,
+    /// The lines of `Proxy-Authenticate` as they came, for whoever answers them.
+    pub(super) challenges: Vec<String>,
+    /// Whether another request can follow on the same connection.
+    pub is_reusable: bool,
     /// `Location`.
     pub location: Option<String>,
     /// The beginning of the body as text, without tags and in one line; empty if there is none.
@@ -41,6 +45,8 @@ pub enum Reported {
     Timeout,
     /// TLS with the target.
     Tls,
+    /// There is no such target.
+    NotFound,
     /// There is no way to the target now.
     Unavailable,
     /// The upstream's policy.
@@ -56,6 +62,8 @@ pub enum Reported {
 struct Framing {
     length: Option<usize>,
     is_chunked: bool,
+    /// The connection stays open behind the reply.
+    is_kept: bool,
     is_coded: bool,
 }
 
@@ -72,12 +80,26 @@ fn without_path(word: &str) -> String {
 impl Reply {
     pub(super) fn new(status: StatusCode, head: &httparse::Response<'_, '_>) -> Self {
         let reason = head.reason.unwrap_or_default().as_bytes();
+        let is_old = head.version == Some(0);
         let fields: Vec<_> = head
             .headers
             .iter()
             .map(|field| (field.name, field.value))
             .collect();
-        Self::of(status, reason, &fields)
+        let mut this = Self::of(status, reason, &fields);
+        if is_old {
+            let keeps = |name: &str| {
+                let of_name = fields
+                    .iter()
+                    .filter(|(field, _)| field.eq_ignore_ascii_case(name));
+                says(
+                    "keep-alive",
+                    &of_name.map(|(_, value)| *value).collect::<Vec<_>>(),
+                )
+            };
+            this.framing.is_kept &= keeps("connection") || keeps("proxy-connection");
+        }
+        this
     }
 
     /// The reply that a head with these fields is.
@@ -102,11 +124,18 @@ impl Reply {
             proxy_status: joined("proxy-status"),
             squid_error: joined("x-squid-error"),
             auth_schemes: schemes(&values("proxy-authenticate")),
+            challenges: values("proxy-authenticate")
+                .iter()
+                .map(|line| String::from_utf8_lossy(line).into_owned())
+                .collect(),
+            is_reusable: false,
             location: joined("location"),
             body: String::new(),
             framing: Framing {
                 length,
                 is_chunked: !values("transfer-encoding").is_empty(),
+                is_kept: !says("close", &values("connection"))
+                    && !says("close", &values("proxy-connection")),
                 is_coded: !values("content-encoding").is_empty(),
             },
         }
@@ -122,13 +151,18 @@ impl Reply {
         place.map_or_else(String::new, |place| format!(", to {place}"))
     }
 
-    /// How many bytes of body there are; `None` if only its end will tell.
-    pub(super) fn body_len(&self) -> Option<usize> {
+    /// How many bytes the body takes of the connection, as far as `raw`, its beginning, tells; `None` while it does not.
+    pub(super) fn body_len(&self, raw: &[u8]) -> Option<usize> {
         if self.framing.is_chunked {
-            None
+            chunked_len(raw)
         } else {
             self.framing.length
         }
+    }
+
+    /// Whether the connection stays open behind the body.
+    pub(super) fn is_kept(&self) -> bool {
+        self.framing.is_kept
     }
 
     /// Takes the beginning of the body as it came.
@@ -144,6 +178,18 @@ impl Reply {
             self.body = legible(words.join(" ").as_bytes(), MAX_TEXT);
         }
         self
+    }
+
+    /// Whether the upstream says in `Proxy-Status` that it failed itself, rather than what is behind it.
+    ///
+    /// Source: RFC 9209, section 2: the last entry of the list is that of the proxy nearest to us.
+    pub fn is_of_itself(&self) -> bool {
+        let list = self.proxy_status.as_deref().unwrap_or_default();
+        let own = split_unquoted(list, &[',']).last().and_then(error_token);
+        matches!(
+            own.as_deref(),
+            Some("proxy_internal_error" | "proxy_internal_response" | "proxy_configuration_error")
+        )
     }
 
     /// What the upstream says in `Proxy-Status` or `X-Squid-Error`; `None` if it says nothing there.
@@ -171,9 +217,8 @@ fn by_token(token: &str) -> Reported {
         | "connection_write_timeout"
         | "http_response_timeout" => Reported::Timeout,
         "tls_protocol_error" | "tls_certificate_error" | "tls_alert_received" => Reported::Tls,
-        "destination_not_found" | "destination_unavailable" | "connection_limit_reached" => {
-            Reported::Unavailable
-        }
+        "destination_not_found" => Reported::NotFound,
+        "destination_unavailable" | "connection_limit_reached" => Reported::Unavailable,
         "http_request_denied" | "destination_ip_prohibited" => Reported::Denied,
         "proxy_loop_detected" => Reported::Loop,
         _ => Reported::Other,
@@ -234,7 +279,10 @@ fn schemes(lines: &[&[u8]]) -> Vec<String> {
 }
 
 /// Splits at any of `separators` that stands outside a quoted string.
-fn split_unquoted<'a>(text: &'a str, separators: &'a [char]) -> impl Iterator<Item = &'a str> {
+pub(super) fn split_unquoted<'a>(
+    text: &'a str,
+    separators: &'a [char],
+) -> impl Iterator<Item = &'a str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(move |c: char| {
         let was_escaped = std::mem::replace(&mut is_escaped, false);
@@ -245,6 +293,33 @@ fn split_unquoted<'a>(text: &'a str, separators: &'a [char]) -> impl Iterator<It
         }
         !is_quoted && separators.contains(&c)
     })
+}
+
+/// Whether one of the lines of a list has this word.
+fn says(word: &str, lines: &[&[u8]]) -> bool {
+    let mut words = lines.iter().flat_map(|line| line.split(|b| *b == b','));
+    words.any(|said| said.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+}
+
+/// How long a chunked body is with its last chunk and trailers; `None` where its end is not there.
+fn chunked_len(raw: &[u8]) -> Option<usize> {
+    let mut rest = raw;
+    loop {
+        let Ok(httparse::Status::Complete((start, len))) = httparse::parse_chunk_size(rest) else {
+            return None;
+        };
+        rest = rest.get(start..)?;
+        if len == 0 {
+            break;
+        }
+        let len = usize::try_from(len).ok()?;
+        rest = rest.get(len..)?.strip_prefix(b"\r\n")?;
+    }
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    match httparse::parse_headers(rest, &mut fields) {
+        Ok(httparse::Status::Complete((trailers, _))) => Some(raw.len() - rest.len() + trailers),
+        Ok(httparse::Status::Partial) | Err(_) => None,
+    }
 }
 
 /// The data of as many chunks as there are; the last may be cut.

@@ -31,7 +31,7 @@ pub(super) enum Piece<'a> {
 }
 
 /// Splits a stream into records, keeping none of them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Records {
     header: [u8; HEADER],
     /// So much of the header was read.
@@ -97,7 +97,7 @@ impl Records {
 }
 
 /// Puts handshake messages together from the contents of their records; those that nobody asks for are skipped.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Messages {
     message: Vec<u8>,
     /// What is still to come of a message that is skipped.

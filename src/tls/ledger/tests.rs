@@ -89,6 +89,24 @@ impl Handshake {
     }
 }
 
+/// What a client says first that asks for `name`.
+pub(crate) fn client_hello(name: &'static str) -> Vec<u8> {
+    let config = ClientConfig::builder()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(name).unwrap();
+    let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// A record of a content type.
+pub(crate) fn record(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+    [&[kind, 3, 3], &length[..], content].concat()
+}
+
 fn write(connection: &mut impl std::io::Write) {
     connection.write_all(b"hello").unwrap();
 }

@@ -1,0 +1,410 @@
+//! `routecause doctor URL`: why it does not work, in one verdict.
+
+mod compare;
+mod docker;
+mod git;
+mod go;
+mod idle;
+mod page;
+mod program;
+mod thorough;
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use self::page::{Page, Tone};
+use super::explain::decision;
+use super::{PolicyArg, dns, exit, parse, variables};
+use crate::app::explain::Asked;
+use crate::config::env::Environment;
+use crate::config::{self, Loaded, Options, Source};
+use crate::doctor::facts::Spoken;
+use crate::doctor::probe::Progress;
+use crate::doctor::{Facts, Plan, Verdict, examine, judge};
+use crate::net::resolve::Resolver;
+use crate::policy::Policy;
+use crate::policy::explain::Does;
+use crate::target::Target;
+use crate::timeouts::Brief;
+
+#[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag by itself")]
+pub(in crate::cli) struct DoctorArgs {
+    #[command(flatten)]
+    pub(in crate::cli) policy: PolicyArg,
+    /// Print JSON: the verdict, and all that was seen.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+    /// A host that works, near to the target or to you, with its port where that is not 443; may be repeated.
+    #[arg(
+        long,
+        value_name = "HOST",
+        env = "ROUTECAUSE_CONTROL",
+        value_delimiter = ','
+    )]
+    pub(in crate::cli) control: Vec<String>,
+    /// Ask no controls, whatever else says. Blocking cannot be told from an outage then.
+    #[arg(long)]
+    pub(in crate::cli) no_control: bool,
+    /// A page of plain http that answers 204, to find a captive portal.
+    #[arg(long, value_name = "URL")]
+    pub(in crate::cli) portal: Option<String>,
+    /// With `env`: the variables of a unit of systemd.
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) unit: Option<String>,
+    /// With `env`: the variables of a process.
+    #[arg(long, value_name = "PID", conflicts_with = "unit")]
+    pub(in crate::cli) pid: Option<u32>,
+    /// With `docker`: an image whose variables are looked at as well.
+    #[arg(long, value_name = "IMAGE")]
+    pub(in crate::cli) image: Option<String>,
+    /// What does not work; `go`, for the places that Go fetches modules from; `docker` and `git`, for the places that
+    /// they take proxies from; or `env`, for the proxy variables.
+    #[arg(value_name = "URL|go|docker|git|env")]
+    pub(in crate::cli) subject: String,
+    /// Hold mirrors against each other: what each gives for its URL, what differs, and which to take.
+    #[arg(long, conflicts_with_all = ["idle", "image", "unit", "pid"])]
+    pub(in crate::cli) compare: bool,
+    /// Leave connections alone for up to this long, to find what cuts silent ones, and when.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, conflicts_with_all = ["image", "unit", "pid"])]
+    pub(in crate::cli) idle: Option<Duration>,
+    /// Where something resets what is said to the target: look for the place on the way from where it does. Takes up to a
+    /// minute.
+    #[arg(long, conflicts_with_all = ["compare", "idle", "image", "unit", "pid"])]
+    pub(in crate::cli) locate: bool,
+    /// Take some minutes: look three times, to see whether it is always so, look for the place of a reset, and where all is well
+    /// leave connections alone for a while.
+    #[arg(long, conflicts_with_all = ["compare", "idle", "image", "unit", "pid"])]
+    pub(in crate::cli) thorough: bool,
+    /// With `docker`: what a container is to reach. With `git`: the URL or the remote; without it `origin`. With
+    /// `--compare`: the other mirrors.
+    #[arg(value_name = "URL")]
+    pub(in crate::cli) more: Vec<String>,
+}
+
+/// Hosts that answer to anybody, where nobody names others.
+const CONTROLS: [&str; 2] = ["example.com:443", "www.iana.org:443"];
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    schema: &'static str,
+    policy: String,
+    /// The rule that decides.
+    rule: Option<&'a str>,
+    verdict: &'a Verdict,
+    facts: &'a Facts,
+    /// How to look again.
+    recheck: &'a str,
+}
+
+pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
+    let most = match args.subject.as_str() {
+        "docker" | "git" => 1,
+        _ if args.compare => usize::MAX,
+        _ => 0,
+    };
+    if let Some(odd) = args.more.get(most) {
+        say!("error: {odd}: one subject at a time");
+        return exit::USAGE;
+    }
+    if args.image.is_some() && args.subject != "docker" {
+        say!("error: --image goes with docker: routecause doctor docker --image IMAGE");
+        return exit::USAGE;
+    }
+    let asks_controls =
+        !matches!(args.subject.as_str(), "env" | "docker") && !args.compare && args.idle.is_none();
+    if asks_controls && has_usual_controls(args, env) {
+        say!(
+            "note: {} are asked as well, to tell blocking from an outage; --control HOST names others, --no-control none",
+            CONTROLS.join(" and ")
+        );
+    }
+    if args.compare {
+        return compare::run(args, env);
+    }
+    if args.idle.is_some() {
+        return idle::run(args, env);
+    }
+    match args.subject.as_str() {
+        "env" => return variables::run(args, env),
+        "docker" => return docker::run(args, env),
+        "git" => return git::run(args, env),
+        "go" => return go::run(args, env),
+        _ => {}
+    }
+    let subject = args.subject.as_str();
+    if let Err(error) = Asked::parse(subject) {
+        say!("error: {subject}: {error}");
+        return exit::USAGE;
+    }
+    let (policy, source) = match load(args, env) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let diagnosis = if args.thorough {
+        thorough::diagnose(subject, args, &policy, env)
+    } else {
+        diagnose(subject, args, &policy, env)
+    };
+    let Diagnosis {
+        facts,
+        verdict,
+        rule,
+    } = match diagnosis {
+        Ok(diagnosis) => diagnosis,
+        Err(error) => {
+            say!("error: {error:#}");
+            return exit::USAGE;
+        }
+    };
+    let recheck = recheck(args);
+    let told = Told {
+        schema: "routecause.doctor/1",
+        policy: source,
+        rule: rule.as_deref(),
+        verdict: &verdict,
+        facts: &facts,
+        recheck: &recheck,
+    };
+    let page = tell(Page::new(env), &facts, &verdict, rule.as_deref(), &recheck);
+    page.give(args.json.then_some(&told));
+    if verdict.is_fine() { 0 } else { exit::FAILED }
+}
+
+/// Reads the policy, or says what is wrong with it.
+fn load(args: &DoctorArgs, env: &Environment) -> Result<(Arc<Policy>, String), u8> {
+    let source = config::locate(args.policy.policy.as_deref(), env);
+    match config::load(&source, env, &Options::check(Timestamp::now())) {
+        Ok(Loaded { policy, .. }) => Ok((Arc::new(policy), source.to_string())),
+        Err(report) => {
+            say!("{}", report.render(false));
+            Err(exit::BAD_POLICY)
+        }
+    }
+}
+
+/// A policy of nothing but the direct way, to any port.
+const STRAIGHT: &str = "\
+version: 1
+guards: {loopback: allow}
+rules: [{name: any_port, match: {port: 1-65535}, direct: true}]
+default: {direct: true}
+";
+
+/// A policy of the doctor's own, for a way that another program goes.
+fn of_text(text: &str, env: &Environment) -> anyhow::Result<Arc<Policy>> {
+    let source = Source::Text {
+        name: "the doctor's own".to_owned(),
+        text: text.to_owned(),
+    };
+    match config::load(&source, env, &Options::check(Timestamp::now())) {
+        Ok(Loaded { policy, .. }) => Ok(Arc::new(policy)),
+        Err(report) => anyhow::bail!("{}", report.render(false)),
+    }
+}
+
+/// What was found out about one URL.
+struct Diagnosis {
+    facts: Facts,
+    verdict: Verdict,
+    /// The rule that decides.
+    rule: Option<String>,
+}
+
+/// What is to be looked at, and the rule that decides about it.
+fn plan(
+    url: &str,
+    args: &DoctorArgs,
+    policy: &Arc<Policy>,
+    env: &Environment,
+) -> anyhow::Result<(Plan, Option<String>)> {
+    let asked = Asked::parse(url)?;
+    let controls = controls(args, env)?;
+    let portal = match args.portal.as_deref().map(Asked::parse) {
+        Some(Ok(portal)) if portal.is_plain() => {
+            let path = portal.path.clone().unwrap_or_else(|| "/".to_owned());
+            Some((portal.target, path))
+        }
+        Some(_) => anyhow::bail!("--portal: write a URL of plain http"),
+        None => None,
+    };
+    let (chosen, rule) = match decision(policy, &asked) {
+        Ok(outcome) if outcome.action == Does::Block => (None, Some(outcome.rule)),
+        Ok(outcome) => {
+            // Of a chain the first hop is looked at.
+            let first = outcome.hops.first().map(|hop| hop.hop.clone());
+            (first.or(outcome.route), Some(outcome.rule))
+        }
+        Err(error) => {
+            say!("warning: {error:#}");
+            (Some("direct".to_owned()), None)
+        }
+    };
+    let spoken = match asked.target.port {
+        _ if asked.is_plain() => Spoken::Http,
+        _ if url.contains("://") => Spoken::Tls,
+        443 => Spoken::Tls,
+        80 => Spoken::Http,
+        _ => Spoken::Other,
+    };
+    let plan = Plan {
+        spoken,
+        is_located: args.locate || args.thorough,
+        target: asked.target,
+        chosen,
+        controls,
+        portal,
+        servers: dns::system_servers(),
+    };
+    Ok((plan, rule))
+}
+
+/// Finds out why a URL does not work.
+fn diagnose(
+    url: &str,
+    args: &DoctorArgs,
+    policy: &Arc<Policy>,
+    env: &Environment,
+) -> anyhow::Result<Diagnosis> {
+    let (plan, rule) = plan(url, args, policy, env)?;
+    let facts = look(env, async |resolver, progress| {
+        examine(policy, resolver, &plan, progress).await
+    })?;
+    let verdict = match &rule {
+        Some(rule) if plan.chosen.is_none() => denied(&plan.target, rule, &judge(&facts)),
+        _ => judge(&facts),
+    };
+    Ok(Diagnosis {
+        facts,
+        verdict,
+        rule,
+    })
+}
+
+/// Whether hosts are asked that nobody named. In a job of CI nobody is there to be told.
+fn has_usual_controls(args: &DoctorArgs, env: &Environment) -> bool {
+    args.control.is_empty() && !args.no_control && env.get("CI").is_none()
+}
+
+/// The hosts that are held against the target.
+fn controls(args: &DoctorArgs, env: &Environment) -> anyhow::Result<Vec<Target>> {
+    let named: Vec<String> = if has_usual_controls(args, env) {
+        CONTROLS.map(str::to_owned).to_vec()
+    } else if args.no_control {
+        Vec::new()
+    } else {
+        args.control.clone()
+    };
+    let parse = |text: &String| {
+        let found = Target::from_authority(text)
+            .or_else(|_| Target::from_authority(&format!("{text}:443")));
+        found.with_context(|| format!("--control {text}"))
+    };
+    named.iter().map(parse).collect()
+}
+
+/// Looks, and shows how far it is on a terminal.
+fn look<T>(
+    env: &Environment,
+    work: impl AsyncFnOnce(&Resolver, Progress<'_>) -> T,
+) -> anyhow::Result<T> {
+    let is_shown = io::stderr().is_terminal() && env.get("TERM") != Some("dumb");
+    let bar = if is_shown {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
+    };
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let tell = |what: &str| bar.set_message(what.to_owned());
+    let resolver = Resolver::from_system();
+    let found = runtime.block_on(work(&resolver, &tell));
+    bar.finish_and_clear();
+    Ok(found)
+}
+
+/// What the policy refuses it refuses, whatever the network does.
+fn denied(target: &Target, rule: &str, of_network: &Verdict) -> Verdict {
+    let network = format!("the network alone: {}", of_network.sentence);
+    Verdict {
+        id: "denied_by_policy",
+        certainty: crate::doctor::verdict::Certainty::Certain,
+        sentence: format!("the policy refuses {target}, by {rule}"),
+        evidence: vec![network],
+        counter: Vec::new(),
+        fix: Some(format!(
+            "- {{name: {0}, match: {{host: {0}, port: {1}}}, direct: true}}",
+            target.host, target.port
+        )),
+    }
+}
+
+fn recheck(args: &DoctorArgs) -> String {
+    let mut text = format!("routecause doctor {}", args.subject);
+    for more in &args.more {
+        let _ = write!(text, " {more}");
+    }
+    if args.compare {
+        text.push_str(" --compare");
+    }
+    if args.locate {
+        text.push_str(" --locate");
+    }
+    if args.thorough {
+        text.push_str(" --thorough");
+    }
+    if let Some(idle) = args.idle {
+        let _ = write!(text, " --idle {}", Brief(idle));
+    }
+    if let Some(image) = &args.image {
+        let _ = write!(text, " --image {image}");
+    }
+    if let Some(policy) = &args.policy.policy {
+        let _ = write!(text, " --policy {}", policy.display());
+    }
+    for control in &args.control {
+        let _ = write!(text, " --control {control}");
+    }
+    text
+}
+
+/// The verdict as a tired person reads it: what is the matter first.
+fn tell(
+    mut page: Page,
+    facts: &Facts,
+    verdict: &Verdict,
+    rule: Option<&str>,
+    recheck: &str,
+) -> Page {
+    page.verdict(verdict);
+    let mut seen = Vec::new();
+    for way in &facts.ways {
+        let word = |is_fine: bool| if is_fine { "works" } else { "fails" };
+        let controls = match way.is_up() {
+            Some(is_up) => format!(", controls {}", if is_up { "work" } else { "fail" }),
+            None => String::new(),
+        };
+        seen.push(format!("{} {}{controls}", way.route, word(way.works())));
+    }
+    page.put("seen", Tone::Plain, &seen.join("; "));
+    if let Some(rule) = rule {
+        let chosen = facts.chosen.as_deref().unwrap_or("refused");
+        page.put("policy", Tone::Plain, &format!("{chosen}, by {rule}"));
+    }
+    page.put("again", Tone::Plain, recheck);
+    page
+}

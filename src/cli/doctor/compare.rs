@@ -1,0 +1,80 @@
+//! `routecause doctor --compare URL…`: mirrors side by side.
+
+use serde::Serialize;
+
+use super::super::exit;
+use super::DoctorArgs;
+use super::page::{Page, Tone};
+use super::{load, look, plan, recheck};
+use crate::config::env::Environment;
+use crate::doctor::Verdict;
+use crate::doctor::compare::{Mirror, judge};
+use crate::doctor::probe::compare;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    schema: &'static str,
+    verdict: &'a Verdict,
+    mirrors: &'a [Mirror],
+    recheck: &'a str,
+}
+
+pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
+    let urls: Vec<&str> = [&args.subject]
+        .into_iter()
+        .chain(&args.more)
+        .map(String::as_str)
+        .collect();
+    if urls.len() < 2 {
+        say!("error: --compare wants two URLs or more");
+        return exit::USAGE;
+    }
+    let (policy, _) = match load(args, env) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let mut mirrors = Vec::new();
+    for url in urls {
+        // One after the other: they would share the line.
+        let found = path_of(url).and_then(|path| {
+            let (plan, _) = plan(url, args, &policy, env)?;
+            look(env, async |resolver, progress| {
+                compare(&policy, resolver, &plan, (url, path), progress).await
+            })
+        });
+        match found {
+            Ok(mirror) => mirrors.push(mirror),
+            Err(error) => {
+                say!("error: {url}: {error:#}");
+                return exit::USAGE;
+            }
+        }
+    }
+    let verdict = judge(&mirrors);
+    let recheck = recheck(args);
+    let mut page = Page::new(env);
+    page.verdict(&verdict);
+    for mirror in &mirrors {
+        page.put("mirror", Tone::Plain, &mirror.url);
+        page.put("", Tone::Dim, &mirror.told());
+    }
+    page.put("again", Tone::Plain, &recheck);
+    let told = Told {
+        schema: "routecause.doctor.compare/1",
+        verdict: &verdict,
+        mirrors: &mirrors,
+        recheck: &recheck,
+    };
+    page.give(args.json.then_some(&told));
+    if verdict.is_fine() { 0 } else { exit::FAILED }
+}
+
+/// What stands behind the host.
+fn path_of(url: &str) -> anyhow::Result<&str> {
+    let (_, rest) = url
+        .split_once("://")
+        .ok_or_else(|| anyhow::anyhow!("write it with http:// or https://"))?;
+    let path = rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/");
+    Ok(path.split('#').next().unwrap_or(path))
+}

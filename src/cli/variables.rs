@@ -1,0 +1,304 @@
+//! `routecause doctor env`: where each proxy variable comes from, and what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Serialize;
+
+use super::doctor::DoctorArgs;
+use super::{exit, print};
+use crate::config::DEFAULT_LISTEN;
+use crate::config::env::{Environment, is_usable_proxy, without_credentials};
+use crate::policy::no_proxy::{Dialect, NoProxy};
+
+/// Names of variables that programs read, in lower case.
+const NAMES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told {
+    schema: &'static str,
+    /// Whose variables they are.
+    of: String,
+    variables: Vec<Variable>,
+    problems: Vec<String>,
+}
+
+/// A variable, and the files that set it.
+#[derive(Serialize)]
+struct Variable {
+    name: String,
+    /// Without user name and password.
+    value: String,
+    /// Files that speak of it, as `file:line`.
+    set_in: Vec<String>,
+}
+
+pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
+    let (of, variables) = match (&args.unit, args.pid) {
+        (Some(unit), _) => match of_unit(unit) {
+            Ok(variables) => (format!("unit {unit}"), variables),
+            Err(error) => {
+                say!("error: --unit {unit}: {error:#}");
+                return exit::FAILED;
+            }
+        },
+        (None, Some(pid)) => match fs::read(format!("/proc/{pid}/environ")) {
+            Ok(bytes) => (format!("process {pid}"), pairs(&bytes, 0)),
+            Err(error) => {
+                say!("error: --pid {pid}: {error}");
+                return if error.kind() == std::io::ErrorKind::PermissionDenied {
+                    exit::NO_PERMISSION
+                } else {
+                    exit::FAILED
+                };
+            }
+        },
+        (None, None) => {
+            let names = NAMES
+                .iter()
+                .flat_map(|name| [(*name).to_owned(), name.to_uppercase()]);
+            let names = names.chain(["NOPROXY", "noproxy", "REQUEST_METHOD"].map(str::to_owned));
+            let own = names.filter_map(|name| Some((name.clone(), env.raw(&name)?.to_owned())));
+            ("this shell".to_owned(), own.collect())
+        }
+    };
+    let told = examine(of, &variables, &places(env));
+    if args.json {
+        match serde_json::to_string_pretty(&told) {
+            Ok(text) => print(&(text + "\n")),
+            Err(error) => say!("error: {error}"),
+        }
+    } else {
+        print(&tell(&told));
+    }
+    if told.problems.is_empty() {
+        0
+    } else {
+        exit::FAILED
+    }
+}
+
+/// `NAME=value` entries between separators.
+fn pairs(bytes: &[u8], separator: u8) -> BTreeMap<String, String> {
+    let text = bytes.split(|byte| *byte == separator).filter_map(|entry| {
+        let entry = std::str::from_utf8(entry).ok()?;
+        let (name, value) = entry.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    });
+    text.collect()
+}
+
+/// What systemd starts a unit with.
+fn of_unit(unit: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let output = Command::new("systemctl")
+        .args(["show", "--property=Environment", "--value", "--", unit])
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(pairs(text.trim().as_bytes(), b' '))
+}
+
+/// Files that set variables for shells, logins and services.
+fn places(env: &Environment) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = [
+        "/etc/environment",
+        "/etc/profile",
+        "/etc/bash.bashrc",
+        "/etc/zsh/zshenv",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .collect();
+    let inside = |folder: &Path| {
+        let mut files: Vec<_> = fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.is_file())
+            .collect();
+        files.sort();
+        files
+    };
+    places.extend(inside(Path::new("/etc/profile.d")));
+    places.extend(inside(Path::new("/etc/environment.d")));
+    if let Some(home) = env.get("HOME") {
+        let own = [
+            ".profile",
+            ".bashrc",
+            ".bash_profile",
+            ".zshrc",
+            ".zshenv",
+            ".config/fish/config.fish",
+        ];
+        places.extend(own.iter().map(|name| Path::new(home).join(name)));
+        places.extend(inside(&Path::new(home).join(".config/environment.d")));
+        places.extend(inside(&Path::new(home).join(".config/fish/conf.d")));
+    }
+    places
+}
+
+/// The lines of some files that speak of a variable.
+fn set_in(name: &str, places: &[PathBuf]) -> Vec<String> {
+    let mut found = Vec::new();
+    for place in places {
+        let Ok(text) = fs::read_to_string(place) else {
+            continue;
+        };
+        for (at, line) in text.lines().enumerate() {
+            let line = line.trim();
+            let is_word = |part: &str| part.split('=').next() == Some(name);
+            if !line.starts_with('#') && line.split_whitespace().any(is_word) {
+                found.push(format!("{}:{}", place.display(), at + 1));
+            }
+        }
+    }
+    found
+}
+
+fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf]) -> Told {
+    let mut problems = Vec::new();
+    let get = |name: &str| variables.get(name).map(String::as_str);
+    let mut told = Vec::new();
+    for (name, value) in variables {
+        let lower = name.to_lowercase();
+        if lower == "noproxy" {
+            problems.push(format!("{name} is read by nobody: the name is NO_PROXY"));
+        }
+        if !NAMES.contains(&&*lower) {
+            continue;
+        }
+        if lower != "no_proxy" && !value.is_empty() {
+            match is_usable_proxy(value, DEFAULT_LISTEN) {
+                Err(problem) => problems.push(format!("{name}: {problem}")),
+                Ok(_) if !value.contains("://") => {
+                    problems.push(format!(
+                        "{name} names no scheme: write http://{}",
+                        without_credentials(value)
+                    ));
+                }
+                Ok(_) => {}
+            }
+        }
+        if value.trim() != value {
+            problems.push(format!("{name} begins or ends with a blank"));
+        }
+        told.push(Variable {
+            name: name.clone(),
+            value: if lower == "no_proxy" {
+                value.clone()
+            } else {
+                without_credentials(value)
+            },
+            set_in: set_in(name, places),
+        });
+    }
+    for name in NAMES {
+        let upper = name.to_uppercase();
+        match (get(name), get(&upper)) {
+            (Some(lower), Some(big)) if lower != big => {
+                problems.push(format!(
+                    "{name} and {upper} differ: clients do not agree which counts"
+                ));
+            }
+            (None, Some(_)) if name == "http_proxy" => {
+                problems.push(
+                    "HTTP_PROXY is set and http_proxy is not: curl and wget read the latter alone"
+                        .to_owned(),
+                );
+            }
+            (None, Some(_)) => problems.push(format!(
+                "{upper} is set and {name} is not: wget reads the latter alone"
+            )),
+            (Some(""), None) | (None | Some(_), _) => {}
+        }
+    }
+    if get("http_proxy").or(get("HTTP_PROXY")).is_some()
+        && get("https_proxy").or(get("HTTPS_PROXY")).is_none()
+    {
+        problems.push("there is a proxy for http and none for https".to_owned());
+    }
+    if get("REQUEST_METHOD").is_some() {
+        problems.push(
+            "REQUEST_METHOD is set: many clients take this for CGI, and ignore HTTP_PROXY"
+                .to_owned(),
+        );
+    }
+    let list = get("NO_PROXY").or(get("no_proxy")).unwrap_or_default();
+    let lint = NoProxy::parse(list, Dialect::default());
+    problems.extend(lint.lint().iter().map(|line| format!("NO_PROXY: {line}")));
+    Told {
+        schema: "routecause.doctor.env/1",
+        of,
+        variables: told,
+        problems,
+    }
+}
+
+fn tell(told: &Told) -> String {
+    let mut text = format!("proxy variables of {}:\n", told.of);
+    if told.variables.is_empty() {
+        text.push_str("  none is set\n");
+    }
+    for variable in &told.variables {
+        let _ = writeln!(text, "  {:<12} {}", variable.name, variable.value);
+        if !variable.set_in.is_empty() {
+            let _ = writeln!(
+                text,
+                "               spoken of in {}",
+                variable.set_in.join(", ")
+            );
+        }
+    }
+    for problem in &told.problems {
+        let _ = writeln!(text, "! {problem}");
+    }
+    if told.problems.is_empty() {
+        text.push_str("nothing is wrong with them\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(variables: &str, expected: &[&str]) {
+        let told = examine("x".into(), &pairs(variables.as_bytes(), b' '), &[]);
+        assert_eq!(
+            told.problems.len(),
+            expected.len(),
+            "{variables}: {:?}",
+            told.problems
+        );
+        for (problem, part) in told.problems.iter().zip(expected) {
+            assert!(problem.contains(part), "{variables}: {problem}");
+        }
+        assert!(!tell(&told).contains("secret"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_variables_is_told_without_their_secrets() {
+        check("", &[]);
+        check(
+            "http_proxy=http://p:1 HTTP_PROXY=http://p:1 https_proxy=http://p:1 HTTPS_PROXY=http://p:1",
+            &[],
+        );
+        check("http_proxy=http://me:secret@p:1", &["none for https"]);
+        check("HTTPS_PROXY=http://p:1", &["wget reads the latter alone"]);
+        check("https_proxy=http://a:1 HTTPS_PROXY=http://b:1", &["differ"]);
+        check("https_proxy=p:1", &["names no scheme"]);
+        check("https_proxy=htp://p:1", &["htp:// is no proxy's scheme"]);
+        check("https_proxy=http://127.0.0.1:3128", &[]);
+        check("NOPROXY=x", &["read by nobody"]);
+        check("no_proxy=.x.test", &["write both to mean both"]);
+    }
+}

@@ -1,0 +1,94 @@
+//! The server section.
+
+use super::*;
+
+#[test]
+fn the_whole_server_section_is_kept() {
+    let loaded = loaded(
+        "version: 1
+server:
+  listen: [{name: proxy, address: 127.0.0.1:3128}, {name: build, address: '172.17.0.1:3128'}]
+  allow_from: [172.17.0.0/16]
+  admin: 127.0.0.1:3229
+  admin_token: {file: token}
+  history: history.db
+  history_retention: 24h
+  metrics_hosts: 10
+  log_format: json
+  log_file: records.jsonl
+  name: egress-1
+  drain_timeout: 30s
+  limits: {connections: 500}
+default: {direct: true}
+",
+    );
+    let server = loaded.server;
+    assert_eq!(server.listen.as_ref().map(Vec::len), Some(2));
+    assert_eq!(server.allow_from.as_ref().map(Vec::len), Some(1));
+    assert_eq!(server.log_format, Some(LogFormat::Json));
+    let admin = server.admin.as_ref().map(ToString::to_string);
+    assert_eq!(admin.as_deref(), Some("127.0.0.1:3229"));
+    assert_eq!(server.admin_token, Some(TokenSource::File("token".into())));
+    assert_eq!(server.history.as_deref(), Some(Path::new("history.db")));
+    assert_eq!(server.history_retention, Some(Duration::from_hours(24)));
+    assert_eq!(server.metrics_hosts, Some(10));
+    assert_eq!(server.log_file.as_deref(), Some(Path::new("records.jsonl")));
+    assert_eq!(server.name.as_deref(), Some("egress-1"));
+    assert_eq!(server.drain_timeout, Some(Duration::from_secs(30)));
+    assert_eq!(server.limits.connections, Some(500));
+    assert_eq!(loaded.policy.guards.own.len(), 2);
+}
+
+#[test]
+fn the_server_section_has_its_mistakes() {
+    for (server, expected) in [
+        (
+            "{listen: [{address: 0.0.0.0:3128}]}",
+            "warning: listener 0.0.0.0:3128 is not on loopback, and `allow_from` names nobody who may use it",
+        ),
+        (
+            "{listen: [{address: 3128}]}",
+            "`3128` is not an address and a port such as 127.0.0.1:3128 or [::1]:3128",
+        ),
+        (
+            "{listen: []}",
+            "the list is empty; leave the key out or name a listener",
+        ),
+        (
+            "{listen: [{address: 127.0.0.1:1}, {address: 127.0.0.1:1}]}",
+            "127.0.0.1:1 is listened on already",
+        ),
+        (
+            "{admin: 3129}",
+            "`3129` is not `off`, an address and a port such as 127.0.0.1:3129, or `unix:PATH`",
+        ),
+        (
+            "{admin: \"unix:\"}",
+            "write the path of the socket behind `unix:`",
+        ),
+        (
+            "{admin_token: {command: [pass, admin]}}",
+            "this secret comes of `env` or `file`",
+        ),
+        (
+            "{admin_token: hunter2}",
+            "a secret does not stand in a policy",
+        ),
+        (
+            "{name: \"a b\"}",
+            "the name stands in a header: letters, digits and -._ only, a letter first",
+        ),
+        (
+            "{limits: {connections: 0}}",
+            "with a limit of none nothing can be served",
+        ),
+        ("{log_format: xml}", "`xml` is not one of json, text"),
+        ("{lissen: []}", "`lissen` is no key of `server`"),
+    ] {
+        let told = mistakes(&format!(
+            "version: 1\ndefault: {{direct: true}}\nserver: {server}\n"
+        ));
+        assert_eq!(told.len(), 1, "{server}: {told:?}");
+        assert!(told[0].ends_with(expected), "{server}: {told:?}");
+    }
+}

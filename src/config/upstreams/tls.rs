@@ -1,0 +1,165 @@
+//! `tls` of an upstream: the files it names, read and checked.
+
+use std::path::Path;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::super::Secrets;
+use super::super::check::Context;
+use super::super::decode::{At, clip};
+use super::super::diag::Findings;
+use super::super::raw;
+use crate::policy::upstream::{Identity, Tls, Versions};
+use crate::secret::Secret;
+use crate::target::Host;
+
+/// More than any chain or list of roots takes, in bytes.
+const LONGEST: u64 = 4 * 1024 * 1024;
+
+/// Compiles `tls`; nothing of it is needed.
+pub(super) fn compile(
+    tls: Option<&At<raw::upstreams::UpstreamTls>>,
+    versions: Versions,
+    context: &Context<'_>,
+    findings: &mut Findings<'_>,
+) -> Tls {
+    let mut compiled = Tls {
+        versions,
+        ..Tls::default()
+    };
+    let Some(tls) = tls else {
+        return compiled;
+    };
+    if let Some(ca) = &tls.ca {
+        compiled.roots = certificates(ca, context.secrets, findings);
+    }
+    match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => {
+            compiled.identity = identity(cert, key, context.secrets, findings);
+        }
+        (Some(alone), None) | (None, Some(alone))
+            if tls.has.contains(&"cert") != tls.has.contains(&"key") =>
+        {
+            let message = "a client certificate is `cert` and `key` together";
+            findings.error(alone.place, message);
+        }
+        _ => {}
+    }
+    if let Some(name) = &tls.server_name {
+        match Host::parse(name) {
+            Ok(host) => compiled.server_name = Some(host),
+            Err(error) => {
+                let message = format!("`{}` is no server's name: {error}", clip(name));
+                findings.error(name.place, message);
+            }
+        }
+    }
+    compiled
+}
+
+/// Reads a certificate and its key.
+pub(in crate::config) fn identity(
+    cert: &At<String>,
+    key: &At<String>,
+    secrets: Option<Secrets>,
+    findings: &mut Findings<'_>,
+) -> Option<Identity> {
+    let chain = certificates(cert, secrets, findings);
+    let key = key_of(key, secrets, findings);
+    let (chain, key) = chain.zip(key)?;
+    match are_a_pair(&chain, &key) {
+        Ok(()) => Some(Identity { chain, key }),
+        Err(problem) => {
+            findings.error(cert.place, problem);
+            None
+        }
+    }
+}
+
+/// Whether certificate and key belong together.
+fn are_a_pair(chain: &[Vec<u8>], key: &Secret) -> Result<(), String> {
+    let unusable =
+        |error: &dyn std::fmt::Display| format!("the certificate cannot be used: {error}");
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let der = PrivateKeyDer::from_pem_slice(key.reveal().as_bytes())
+        .map_err(|_| "the certificate's key cannot be read".to_owned())?;
+    let chain = chain.iter().map(|der| CertificateDer::from(der.clone()));
+    rustls::sign::CertifiedKey::from_der(chain.collect(), der, &provider)
+        .map(drop)
+        .map_err(|error| unusable(&error))
+}
+
+/// Reads a file of certificates.
+pub(in crate::config) fn certificates(
+    at: &At<String>,
+    secrets: Option<Secrets>,
+    findings: &mut Findings<'_>,
+) -> Option<Vec<Vec<u8>>> {
+    secrets?;
+    let path = findings.folder(at.place).join(&at.value);
+    let found = read(&path).and_then(|text| {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let found = found.map_err(|error| format!("is no PEM: {error}"))?;
+        if found.is_empty() {
+            return Err("holds no certificate".to_owned());
+        }
+        Ok(found.iter().map(|der| der.to_vec()).collect())
+    });
+    told(found, at, &path, secrets, findings)
+}
+
+fn key_of(
+    at: &At<String>,
+    secrets: Option<Secrets>,
+    findings: &mut Findings<'_>,
+) -> Option<Secret> {
+    use std::os::unix::fs::MetadataExt as _;
+    secrets?;
+    let path = findings.folder(at.place).join(&at.value);
+    let found = read(&path).and_then(|text| {
+        let mode = std::fs::metadata(&path).map_or(0, |data| data.mode() & 0o777);
+        if mode & 0o077 != 0 {
+            return Err(format!("is open to others (mode {mode:03o}): chmod 600 it"));
+        }
+        PrivateKeyDer::from_pem_slice(&text).map_err(|_| "holds no private key".to_owned())?;
+        let text = String::from_utf8(text).map_err(|_| "holds no private key".to_owned())?;
+        Ok(Secret::new(text))
+    });
+    told(found, at, &path, secrets, findings)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    use std::io::Read as _;
+    let io = |error: std::io::Error| format!("cannot be read: {error}");
+    // Asked before opening: a pipe would hold us up.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err("is no regular file".to_owned());
+    }
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path).map_err(io)?;
+    file.take(LONGEST).read_to_end(&mut text).map_err(io)?;
+    Ok(text)
+}
+
+/// What was found; what is wrong with it is a warning where the policy is only looked at.
+fn told<T>(
+    found: Result<T, String>,
+    at: &At<String>,
+    path: &Path,
+    secrets: Option<Secrets>,
+    findings: &mut Findings<'_>,
+) -> Option<T> {
+    let problem = match found {
+        Ok(found) => return Some(found),
+        Err(problem) => format!("the file {} {problem}", path.display()),
+    };
+    if secrets == Some(Secrets::Needed) {
+        findings.error(at.place, problem);
+    } else {
+        findings
+            .warn(at.place, problem)
+            .with_help("`serve` refuses to start without it");
+    }
+    None
+}

@@ -1,0 +1,133 @@
+//! The file of users: who may use the proxy, with hashes of their passwords.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use argon2::Params;
+use argon2::password_hash::phc::PasswordHash;
+
+use super::Secrets;
+use super::decode::{At, clip};
+use super::diag::Findings;
+use super::include;
+use crate::secret::Secret;
+
+/// The most memory that one check of a password may take, in KiB.
+const MOST_MEMORY: u32 = 256 * 1024;
+
+/// Users by name, each with an argon2 hash in PHC form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users(HashMap<Arc<str>, Secret>);
+
+impl Users {
+    /// The hash of a user's password.
+    pub fn hash_of(&self, name: &str) -> Option<&Secret> {
+        self.0.get(name)
+    }
+
+    /// The hash of a user that `chance` chooses: what a name that is not there is held against, so that its check takes as
+    /// long. Hashes may cost more and less: one and the same for all such names would tell them from the others.
+    pub fn stand_in(&self, chance: u64) -> Option<&Secret> {
+        let count = u64::try_from(self.0.len())
+            .ok()
+            .filter(|count| *count > 0)?;
+        self.0.values().nth(usize::try_from(chance % count).ok()?)
+    }
+}
+
+/// Reads the file: `name:$argon2id$...` a line, `#` before comments.
+pub(super) fn read(path: &At<String>, secrets: Secrets, findings: &mut Findings<'_>) -> Users {
+    let file = findings.folder(path.place).join(&path.value);
+    let mode = std::fs::metadata(&file).map_or(0, |data| data.mode() & 0o777);
+    if mode & 0o077 != 0 {
+        let message = format!(
+            "the file {} is open to others (mode {mode:03o}): chmod 600 it",
+            file.display()
+        );
+        let help = format!("chmod 600 {}", file.display());
+        if secrets == Secrets::Needed {
+            findings.error(path.place, message).with_help(help);
+        } else {
+            findings.warn(path.place, message).with_help(help);
+        }
+    }
+    if secrets == Secrets::Wanted && !file.exists() {
+        let message = format!("the file {} is not there", file.display());
+        let help = "`serve` refuses to start without it";
+        findings.warn(path.place, message).with_help(help);
+        return Users::default();
+    }
+    let Some(lines) = include::lines(path, findings) else {
+        return Users::default();
+    };
+    let mut users = HashMap::new();
+    for line in lines {
+        // What stands here may be a password.
+        findings.conceal(line.place);
+        let Some((name, hash)) = line.split_once(':') else {
+            let message = "a user is a name, a colon and an argon2 hash";
+            findings.error(line.place, message);
+            continue;
+        };
+        if name.is_empty() || name.len() > 255 || name.contains(char::is_control) {
+            let message = "a user's name is 1 to 255 bytes without control characters";
+            findings.error(line.place, message);
+        }
+        if let Err(problem) = check(hash) {
+            findings
+                .error(line.place, problem)
+                .with_help("make one with `argon2 SALT -id -e`");
+        }
+        if users.insert(name.into(), Secret::new(hash)).is_some() {
+            let message = format!("user `{}` stands here a second time", clip(name));
+            findings.error(line.place, message);
+        }
+    }
+    if users.is_empty() && !findings.has_errors() {
+        findings.warn(path.place, "no user stands in it: nobody may use the proxy");
+    }
+    Users(users)
+}
+
+/// Whether a text is a hash that can be checked.
+fn check(hash: &str) -> Result<(), String> {
+    let parsed = PasswordHash::new(hash).map_err(|_| "this is no argon2 hash in PHC form")?;
+    if !parsed.algorithm.as_str().starts_with("argon2") || parsed.hash.is_none() {
+        return Err("this is no argon2 hash in PHC form".to_owned());
+    }
+    let params = Params::try_from(&parsed)
+        .map_err(|error| format!("this hash cannot be checked: {error}"))?;
+    if params.m_cost() > MOST_MEMORY {
+        return Err(format!(
+            "a check of this hash takes {} MiB; {} is the most",
+            params.m_cost() / 1024,
+            MOST_MEMORY / 1024
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hashes_of_argon2_are_taken() {
+        let salt = "c29tZXNhbHQ";
+        let hash = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        assert_eq!(
+            check(&format!("$argon2id$v=19$m=4096,t=3,p=1${salt}${hash}")),
+            Ok(())
+        );
+        for bad in [
+            "s3cret".to_owned(),
+            format!("$2b$12${salt}${hash}"),
+            format!("$argon2id$v=19$m=4096,t=3,p=1${salt}"),
+            format!("$argon2id$v=19$m=4194304,t=3,p=1${salt}${hash}"),
+        ] {
+            let problem = check(&bad).unwrap_err();
+            assert!(!problem.contains("s3cret"), "{problem}");
+        }
+    }
+}

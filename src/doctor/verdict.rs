@@ -1,0 +1,198 @@
+//! The decision table: what the facts amount to. The first row that holds is the verdict.
+//!
+//! Nothing is called blocking without a control of the same kind that went well.
+
+mod certificate;
+mod dns;
+mod http;
+mod tcp;
+mod tls;
+mod way;
+
+use serde::Serialize;
+
+use super::facts::{Facts, Way};
+
+/// What is the matter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// A stable id.
+    pub id: &'static str,
+    /// How sure it is.
+    pub certainty: Certainty,
+    /// What is the matter, in a sentence.
+    pub sentence: String,
+    /// What speaks for it, the strongest first; at most three.
+    pub evidence: Vec<String>,
+    /// What speaks against it, or was not looked at.
+    pub counter: Vec<String>,
+    /// What to do, as a part of a policy or in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// How sure a verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Certainty {
+    /// A fact of kernel or protocol.
+    Certain,
+    /// Little else looks like this.
+    Strong,
+    /// Other things look like this as well.
+    Medium,
+}
+
+impl Certainty {
+    /// The word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Certain => "certain",
+            Self::Strong => "strong",
+            Self::Medium => "medium",
+        }
+    }
+}
+
+use Certainty::Medium;
+
+impl Verdict {
+    pub(super) fn new(id: &'static str, certainty: Certainty, sentence: impl Into<String>) -> Self {
+        Self {
+            id,
+            certainty,
+            sentence: sentence.into(),
+            evidence: Vec::new(),
+            counter: Vec::new(),
+            fix: None,
+        }
+    }
+
+    pub(super) fn because(mut self, evidence: impl IntoIterator<Item = String>) -> Self {
+        self.evidence.extend(evidence);
+        self.evidence.truncate(3);
+        self
+    }
+
+    pub(super) fn but(mut self, counter: impl Into<String>) -> Self {
+        self.counter.push(counter.into());
+        self
+    }
+
+    pub(super) fn mend(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+
+    pub(super) fn mend_if(self, is_so: bool, fix: &str) -> Self {
+        if is_so { self.mend(fix) } else { self }
+    }
+
+    /// Whether nothing is the matter.
+    pub fn is_fine(&self) -> bool {
+        self.id == "fine"
+    }
+}
+
+/// Says what the facts amount to.
+pub fn judge(facts: &Facts) -> Verdict {
+    let rows: [fn(&Facts) -> Option<Verdict>; 14] = [
+        certificate::clock,
+        way::route_down,
+        way::captive_portal,
+        way::upstream,
+        dns::answers,
+        way::everywhere,
+        tcp::addresses,
+        tls::handshakes,
+        certificate::certificates,
+        tls::block_page,
+        http::http2,
+        http::origin,
+        way::intermittent,
+        way::fine,
+    ];
+    let verdict = rows.iter().find_map(|row| row(facts));
+    let mut verdict = verdict.unwrap_or_else(|| unknown(facts));
+    if let Some(place) = way::place(facts) {
+        // What was asked for on purpose is not crowded out.
+        verdict.evidence.insert(0, place);
+        verdict.evidence.truncate(3);
+    }
+    let has_controls = facts.ways.iter().any(|way| !way.controls.is_empty());
+    if !has_controls && !verdict.is_fine() {
+        verdict
+            .counter
+            .push("no control was tried: name one with --control HOST".to_owned());
+    }
+    verdict
+}
+
+/// `direct: connect.timeout: …` of each way that fails.
+fn failures(facts: &Facts) -> Vec<String> {
+    let told = |way: &Way| {
+        let failure = way.failure()?;
+        Some(format!(
+            "{} {}: {}",
+            by(way),
+            failure.cause.as_deref().unwrap_or_default(),
+            failure.message.as_deref().unwrap_or_default()
+        ))
+    };
+    facts.ways.iter().filter_map(told).collect()
+}
+
+fn by(way: &Way) -> String {
+    if way.is_direct() {
+        "direct".to_owned()
+    } else {
+        format!("via {}", way.route)
+    }
+}
+
+/// Controls that went well by a way.
+fn controls(way: &Way) -> Option<String> {
+    let fine: Vec<_> = way
+        .controls
+        .iter()
+        .filter(|probe| probe.is_fine())
+        .map(|probe| probe.with.clone())
+        .collect();
+    (!fine.is_empty()).then(|| format!("{} works {}", fine.join(" and "), by(way)))
+}
+
+/// Another way than direct by which the target works.
+fn other(facts: &Facts) -> Option<&Way> {
+    facts
+        .ways
+        .iter()
+        .find(|way| !way.is_direct() && way.works())
+}
+
+fn route_via(facts: &Facts, way: &Way) -> String {
+    let action = if way.is_direct() {
+        "direct: true".to_owned()
+    } else {
+        format!("via: {}", way.route)
+    };
+    format!(
+        "- {{name: {0}, match: {{domain: {0}}}, {action}}}",
+        facts.host
+    )
+}
+
+fn unknown(facts: &Facts) -> Verdict {
+    Verdict::new(
+        "unexplained",
+        Medium,
+        format!(
+            "{} fails, and what was seen does not tell why for sure",
+            facts.target
+        ),
+    )
+    .because(failures(facts))
+    .mend("try it with --control HOST of something near that works, or by an upstream")
+}
+
+#[cfg(test)]
+mod tests;

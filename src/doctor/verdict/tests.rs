@@ -1,0 +1,516 @@
+use std::net::IpAddr;
+
+use super::super::facts::{Answer, Cell, Certificate, Content, Hop, Http, Probe, Spoken, Tcp};
+use super::Certainty::{Certain, Strong};
+use super::*;
+
+/// Facts by lines, one thing each:
+///
+/// ```text
+/// plain                                      no TLS there
+/// chosen corp                                what the policy chooses
+/// dns SERVER ADDRESS,ADDRESS | dns SERVER !CAUSE       `~` behind the server: encrypted
+/// tcp ADDRESS [!CAUSE]
+/// way ROUTE control=ok|CAUSE,… target=ok|CAUSE,… [cert=VERDICT:ISSUER] [product] [h1=STATUS] [h2=STATUS|!] [portal=STATUS]
+/// cell CONTENT ok|CAUSE
+/// ```
+fn facts(lines: &str) -> Facts {
+    let probe = |word: &str| Probe {
+        with: "control.example".to_owned(),
+        cause: (word != "ok").then(|| word.to_owned()),
+        message: (word != "ok").then(|| format!("the words of {word}")),
+        ms: 1.0,
+    };
+    let mut facts = Facts {
+        target: "files.example:443".to_owned(),
+        host: "files.example".to_owned(),
+        is_name: true,
+        chosen: Some("direct".to_owned()),
+        ..Facts::default()
+    };
+    for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[0] {
+            "plain" => facts.spoken = Spoken::Http,
+            "chosen" => facts.chosen = Some(words[1].to_owned()),
+            "dns" => {
+                let cause = words[2].strip_prefix('!').map(str::to_owned);
+                let addresses = words[2].split(',').filter_map(|ip| ip.parse().ok());
+                facts.dns.push(Answer {
+                    server: words[1].trim_end_matches('~').to_owned(),
+                    is_encrypted: words[1].ends_with('~'),
+                    addresses: addresses.collect(),
+                    message: cause.as_ref().map(|cause| format!("the words of {cause}")),
+                    cause,
+                });
+            }
+            "tcp" => facts.tcp.push(Tcp {
+                address: words[1].parse().unwrap(),
+                outcome: probe(
+                    words
+                        .get(2)
+                        .map_or("ok", |word| word.trim_start_matches('!')),
+                ),
+            }),
+            "way" => {
+                let mut way = Way {
+                    route: words[1].to_owned(),
+                    ..Way::default()
+                };
+                for word in &words[2..] {
+                    let (key, value) = word.split_once('=').unwrap_or((word, ""));
+                    match key {
+                        "control" => way.controls = value.split(',').map(probe).collect(),
+                        "target" => way.target = value.split(',').map(probe).collect(),
+                        "portal" => way.portal = value.parse().ok(),
+                        "cert" => {
+                            let (verdict, issuer) = value.split_once(':').unwrap();
+                            way.certificate = Some(Certificate {
+                                verdict: String::leak(verdict.to_owned()),
+                                is_trusted: verdict == "valid",
+                                issuer: issuer.to_owned(),
+                                ..Certificate::default()
+                            });
+                        }
+                        "product" => {
+                            way.certificate.as_mut().unwrap().interceptor = Some("a product");
+                        }
+                        "h1" => {
+                            way.http1 = Some(Http {
+                                status: value.parse().ok(),
+                                failure: None,
+                            });
+                        }
+                        "h2" => {
+                            way.http2 = Some(Http {
+                                status: value.parse().ok(),
+                                failure: (value == "!").then(|| "GOAWAY".to_owned()),
+                            });
+                        }
+                        _ => panic!("{word}"),
+                    }
+                }
+                facts.ways.push(way);
+            }
+            "cell" => facts.cells.push(Cell {
+                content: match words[1] {
+                    "decoy" => Content::DecoyName,
+                    "none" => Content::NoName,
+                    "noise" => Content::Noise,
+                    "elsewhere" => Content::NameElsewhere,
+                    "control" => Content::Control,
+                    "small" => Content::Small,
+                    "only12" => Content::Only12,
+                    "segments" => Content::SmallSegments,
+                    _ => panic!("{line}"),
+                },
+                outcome: probe(words[2]),
+            }),
+            _ => panic!("{line}"),
+        }
+    }
+    facts
+}
+
+#[track_caller]
+fn check(expected: &str, certainty: Certainty, lines: &str) {
+    let verdict = judge(&facts(lines));
+    assert_eq!(
+        (verdict.id, verdict.certainty),
+        (expected, certainty),
+        "{lines}\n{verdict:#?}"
+    );
+    assert!(verdict.evidence.len() <= 3, "{verdict:#?}");
+    assert!(
+        verdict.is_fine() || !verdict.evidence.is_empty(),
+        "{verdict:#?}"
+    );
+}
+
+const RESET: &str = "tls.reset_after_client_hello";
+
+#[test]
+fn the_way_and_this_machine_come_first() {
+    check(
+        "fine",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok,ok target=ok cert=valid:CA h1=200 h2=200",
+    );
+    check(
+        "clock_skew",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=tls.cert.not_yet_valid,tls.cert.not_yet_valid target=tls.cert.not_yet_valid cert=not_yet_valid:CA",
+    );
+    check(
+        "route_down",
+        Certain,
+        "dns system !dns.timeout\nway direct control=dns.timeout,dns.timeout target=dns.timeout,dns.timeout",
+    );
+    check(
+        "route_down",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=connect.timeout target=connect.timeout,connect.timeout\nway corp control=ok target=ok",
+    );
+    check(
+        "captive_portal",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct portal=302 control=tls.cert.unknown_issuer target=tls.cert.unknown_issuer cert=unknown_issuer:Hotel",
+    );
+    check(
+        "intermittent",
+        Medium,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=connect.timeout,ok cert=valid:CA",
+    );
+}
+
+#[test]
+fn upstreams_speak_for_themselves() {
+    for (cause, id) in [
+        ("upstream.auth_required", "upstream_auth"),
+        ("upstream.auth_rejected", "upstream_auth"),
+        ("upstream.denied", "upstream_denies"),
+        ("upstream.connect_unsupported", "not_a_forward_proxy"),
+        ("upstream.malformed_reply", "not_a_forward_proxy"),
+        ("upstream.connect.refused", "upstream_down"),
+        ("upstream.no_reply", "upstream_down"),
+        ("upstream.rate_limited", "upstream_fails"),
+    ] {
+        check(
+            id,
+            Certain,
+            &format!(
+                "chosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct target=ok cert=valid:CA\nway corp control={cause} target={cause},{cause}"
+            ),
+        );
+    }
+}
+
+#[test]
+fn names_are_compared() {
+    let direct = "way direct control=ok target=dns.timeout,dns.timeout";
+    check(
+        "dns_poisoning",
+        Certain,
+        "dns system !dns.double_reply\ndns clean~ 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=dns.double_reply,dns.double_reply",
+    );
+    check(
+        "dns_poisoning",
+        Strong,
+        "dns system !dns.bogon\nway direct control=ok target=dns.bogon,dns.bogon",
+    );
+    check(
+        "dns_poisoning",
+        Strong,
+        "dns system 203.0.113.9\ndns clean~ 192.0.2.1\ntcp 203.0.113.9:443 !connect.timeout\ntcp 192.0.2.1:443\nway direct control=ok target=connect.timeout,connect.timeout",
+    );
+    check(
+        "dns_port_blocked",
+        Certain,
+        &format!("dns system !dns.timeout\ndns clean~ 192.0.2.1\ntcp 192.0.2.1:443\n{direct}"),
+    );
+    check(
+        "dns_filtering",
+        Strong,
+        "dns system !dns.nxdomain\ndns clean~ 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=dns.nxdomain,dns.nxdomain",
+    );
+    check(
+        "dns_filtering",
+        Certain,
+        "dns system !dns.blocked_by_resolver\nway direct control=ok target=dns.blocked_by_resolver,dns.blocked_by_resolver",
+    );
+    check(
+        "split_dns",
+        Strong,
+        "dns system !dns.nxdomain\ndns inner 10.1.2.3\ntcp 10.1.2.3:443\nway direct control=ok target=dns.nxdomain,dns.nxdomain",
+    );
+    check(
+        "name_does_not_exist",
+        Strong,
+        "dns system !dns.nxdomain\nway direct control=ok target=dns.nxdomain,dns.nxdomain",
+    );
+    // An upstream that is told names needs none of these servers.
+    check(
+        "fails_behind_upstream",
+        Strong,
+        &format!(
+            "dns system !dns.nxdomain\nway direct control=ok target=dns.nxdomain,dns.nxdomain\nway corp control=ok target={RESET},{RESET}"
+        ),
+    );
+    check(
+        "dns_down",
+        Certain,
+        &format!("dns system !dns.timeout\n{direct}"),
+    );
+    check(
+        "dns_fails",
+        Strong,
+        "dns system !dns.servfail\nway direct control=ok target=dns.servfail,dns.servfail",
+    );
+    // Addresses that differ and serve are no fault: providers give what is near.
+    check(
+        "fine",
+        Certain,
+        "dns system 192.0.2.1\ndns clean~ 192.0.2.2\ntcp 192.0.2.1:443\ntcp 192.0.2.2:443\nway direct control=ok target=ok cert=valid:CA",
+    );
+}
+
+#[test]
+fn addresses_are_told_apart() {
+    // It listens on one of them only, as many do on localhost.
+    check(
+        "fine",
+        Certain,
+        "dns system ::1 127.0.0.1\ntcp [::1]:443 !connect.refused\ntcp 127.0.0.1:443\nway direct control=ok target=ok cert=valid:CA",
+    );
+    // Controls that nobody knows say nothing of a way by which the target answers.
+    check(
+        "server_certificate_problem",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=dns.nxdomain,dns.nxdomain target=tls.cert.expired,tls.cert.expired cert=expired:CA",
+    );
+    let timeout = "target=connect.timeout,connect.timeout";
+    check(
+        "server_down",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.refused\nway direct control=ok target=connect.refused,connect.refused",
+    );
+    check(
+        "server_down",
+        Strong,
+        &format!(
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=ok {timeout}\nway corp control=ok target=upstream.reported.timeout,upstream.reported.timeout"
+        ),
+    );
+    check(
+        "ip_blocking",
+        Strong,
+        &format!(
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=ok {timeout}\nway corp control=ok target=ok cert=valid:CA"
+        ),
+    );
+    check(
+        "ip_blocking",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.prohibited\nway direct control=ok target=connect.prohibited,connect.prohibited",
+    );
+    check(
+        "ipv6_broken",
+        Certain,
+        "dns system 2001:db8::1,192.0.2.1\ntcp [2001:db8::1]:443 !connect.timeout\ntcp 192.0.2.1:443\nway direct control=ok target=ok cert=valid:CA",
+    );
+    check(
+        "bad_address",
+        Strong,
+        "dns system 192.0.2.2,192.0.2.1\ntcp 192.0.2.2:443 !connect.timeout\ntcp 192.0.2.1:443\nway direct control=ok target=ok cert=valid:CA",
+    );
+    // Silence alone, and no second way: nobody can tell an outage from a block.
+    check(
+        "unexplained",
+        Medium,
+        &format!(
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=ok {timeout}"
+        ),
+    );
+}
+
+#[test]
+fn handshakes_are_told_apart_by_what_differs() {
+    let begin = format!(
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target={RESET},{RESET}\n"
+    );
+    let cells = |text: &str| format!("{begin}{}", text.replace(", ", "\n"));
+    check(
+        "sni_filtering",
+        Certain,
+        &cells(&format!(
+            "cell decoy ok, cell none ok, cell elsewhere {RESET}, cell control ok"
+        )),
+    );
+    check(
+        "server_rejects_name",
+        Medium,
+        &cells("cell decoy ok, cell none ok, cell elsewhere ok, cell control ok"),
+    );
+    check(
+        "name_and_address_filtering",
+        Medium,
+        &cells(
+            "cell decoy ok, cell elsewhere ok, cell control ok, way corp control=ok target=ok cert=valid:CA",
+        ),
+    );
+    check(
+        "port_or_ip_blocking_after_handshake",
+        Strong,
+        &cells(&format!(
+            "cell decoy {RESET}, cell none {RESET}, cell noise {RESET}, cell control ok"
+        )),
+    );
+    check(
+        "pmtu_black_hole",
+        Certain,
+        &cells("cell segments ok, cell small ok, cell decoy tls.no_server_hello"),
+    );
+    check(
+        "large_client_hello_intolerance",
+        Certain,
+        &cells("cell segments tls.no_server_hello, cell small ok"),
+    );
+    check(
+        "tls13_intolerance",
+        Strong,
+        &cells("cell only12 ok, cell small tls.no_server_hello"),
+    );
+    check(
+        "blocked_on_direct_way",
+        Medium,
+        &cells("way corp control=ok target=ok cert=valid:CA"),
+    );
+    // Without a control nothing is called filtering.
+    check(
+        "unexplained",
+        Medium,
+        &format!(
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct target={RESET},{RESET}\ncell decoy ok\ncell none ok"
+        ),
+    );
+    let alert = "tls.alert_from_server.unrecognized_name";
+    check(
+        "server_configuration",
+        Certain,
+        &format!(
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target={alert},{alert}"
+        ),
+    );
+    check(
+        "tls_downgrade",
+        Certain,
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=tls.downgrade_sentinel,tls.downgrade_sentinel",
+    );
+}
+
+#[test]
+fn certificates_and_answers_are_told_apart() {
+    let begin = "dns system 192.0.2.1\ntcp 192.0.2.1:443\n";
+    for verdict in [
+        "expired",
+        "name_mismatch",
+        "self_signed",
+        "unknown_issuer",
+        "incomplete_chain",
+    ] {
+        check(
+            "server_certificate_problem",
+            Certain,
+            &format!(
+                "{begin}way direct control=ok target=tls.cert.{verdict},tls.cert.{verdict} cert={verdict}:CA"
+            ),
+        );
+    }
+    check(
+        "tls_interception",
+        Certain,
+        &format!(
+            "{begin}way direct control=ok target=tls.cert.unknown_issuer,tls.cert.unknown_issuer cert=unknown_issuer:Box\nway corp control=ok target=ok cert=valid:CA"
+        ),
+    );
+    check(
+        "tls_interception",
+        Certain,
+        &format!("{begin}way direct control=ok target=ok cert=valid:Box product"),
+    );
+    check(
+        "not_tls",
+        Strong,
+        &format!("{begin}way direct control=ok target=tls.not_tls_reply,tls.not_tls_reply"),
+    );
+    check(
+        "h2_breakage",
+        Strong,
+        &format!("{begin}way direct control=ok target=ok cert=valid:CA h1=200 h2=!"),
+    );
+    check(
+        "origin_answers",
+        Certain,
+        &format!("{begin}way direct control=ok target=ok cert=valid:CA h1=503"),
+    );
+    check(
+        "ip_reputation_or_waf",
+        Strong,
+        &format!(
+            "{begin}way direct control=ok target=ok cert=valid:CA h1=403\nway corp control=ok target=ok cert=valid:CA h1=200"
+        ),
+    );
+    // HEAD / is not everybody's.
+    check(
+        "fine",
+        Certain,
+        &format!("{begin}way direct control=ok target=ok cert=valid:CA h1=404"),
+    );
+}
+
+#[test]
+fn a_page_of_a_filter_is_known_by_its_http() {
+    let mut facts = facts(
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=tls.not_tls_reply,tls.not_tls_reply\nway corp control=ok target=ok cert=valid:CA",
+    );
+    facts.ways[0].target[0].message = Some("it says HTTP/1.1 302 Found".to_owned());
+    let verdict = judge(&facts);
+    assert_eq!(verdict.id, "block_page");
+    assert_eq!(
+        verdict.fix.as_deref(),
+        Some("- {name: files.example, match: {domain: files.example}, via: corp}")
+    );
+}
+
+#[test]
+fn what_was_not_looked_at_is_said() {
+    let verdict = judge(&facts(
+        "dns system !dns.nxdomain\nway direct target=dns.nxdomain,dns.nxdomain",
+    ));
+    assert!(
+        verdict
+            .counter
+            .iter()
+            .any(|counter| counter.contains("no control")),
+        "{verdict:#?}"
+    );
+}
+
+#[track_caller]
+fn is_placed(hops: Vec<Hop>, part: &str) {
+    let facts = Facts {
+        hops,
+        ..facts("way direct control=ok target=tls.reset_after_client_hello")
+    };
+    let verdict = judge(&facts);
+    assert!(verdict.evidence[0].contains(part), "{verdict:?}");
+}
+
+#[test]
+fn the_place_of_a_reset_is_told_by_its_neighbours() {
+    let hop = |number: u8, cuts_name: bool| Hop {
+        number: number.into(),
+        address: (number != 2).then(|| IpAddr::from([10, 0, 0, number])),
+        is_target: number == 4,
+        cuts_name,
+        cuts_decoy: false,
+    };
+    is_placed(
+        vec![hop(1, false), hop(2, false), hop(3, true)],
+        "between hop 2, which does not say who it is, and 10.0.0.3 (hop 3)",
+    );
+    is_placed(
+        vec![hop(1, true)],
+        "between this machine and 10.0.0.1 (hop 1)",
+    );
+    is_placed(
+        vec![hop(3, false), hop(4, true)],
+        "10.0.0.3 (hop 3) and the target itself (10.0.0.4, hop 4)",
+    );
+    is_placed(vec![hop(1, false), hop(4, false)], "cannot be placed");
+    let every = Hop {
+        cuts_decoy: true,
+        ..hop(1, true)
+    };
+    is_placed(vec![every], "every name");
+}

@@ -1,0 +1,241 @@
+//! A way as a whole: is it up, is a portal or an upstream in it, does it work.
+
+use super::Certainty::{Certain, Medium, Strong};
+use super::{Verdict, by, controls, failures, route_via};
+use crate::doctor::facts::{Facts, Hop, Probe, Way};
+
+pub(super) fn route_down(facts: &Facts) -> Option<Verdict> {
+    let chosen = facts.chosen.as_deref().unwrap_or("direct");
+    let way = facts.ways.iter().find(|way| way.route == chosen);
+    let way = way.or_else(|| facts.direct())?;
+    if way.is_up() != Some(false) || way.works() || way.portal.is_some_and(|status| status != 204) {
+        return None;
+    }
+    // What an upstream says of itself is told better below.
+    if way
+        .failure()
+        .is_some_and(|failure| failure.failed_of("upstream."))
+    {
+        return None;
+    }
+    let first = way.controls.first()?;
+    // The target itself shows that there is a way: the controls were badly chosen, or are filtered.
+    let is_early = first.failed_of("dns.") || first.failed_of("connect.");
+    let has_answered = |failure: &Probe| {
+        ["connect.refused", "tls.", "http."]
+            .iter()
+            .any(|family| failure.failed_of(family))
+    };
+    if is_early && way.failure().is_some_and(has_answered) {
+        return None;
+    }
+    let layer = first
+        .cause
+        .as_deref()
+        .and_then(|cause| cause.split('.').next());
+    let layer = match layer {
+        Some("dns") => "no name is found",
+        Some("connect") => "no connection comes about",
+        Some("tls") => "no handshake comes about",
+        _ => "nothing answers",
+    };
+    let verdict = Verdict::new(
+        "route_down",
+        Certain,
+        format!("nothing works {}: {layer}", by(way)),
+    )
+    .because(way.controls.iter().map(|probe| {
+        format!(
+            "control {}: {}: {}",
+            probe.with,
+            probe.cause.as_deref().unwrap_or_default(),
+            probe.message.as_deref().unwrap_or_default()
+        )
+    }));
+    let up = facts.ways.iter().find(|other| other.is_up() == Some(true));
+    Some(match up {
+        Some(up) => verdict.mend(route_via(facts, up)),
+        None => {
+            verdict.mend("look at the network of this machine first: cable, VPN, gateway, firewall")
+        }
+    })
+}
+
+pub(super) fn captive_portal(facts: &Facts) -> Option<Verdict> {
+    let way = facts
+        .ways
+        .iter()
+        .find(|way| way.portal.is_some_and(|status| status != 204))?;
+    let status = way.portal?;
+    Some(
+        Verdict::new(
+            "captive_portal",
+            Certain,
+            format!(
+                "a portal answers in place of servers, {}: log in to the network first",
+                by(way)
+            ),
+        )
+        .because([format!("a page that answers 204 answered {status}")])
+        .because(failures(facts))
+        .mend("open any http:// page in a browser and log in"),
+    )
+}
+
+pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
+    let chosen = facts.chosen.as_deref()?;
+    let way = facts
+        .ways
+        .iter()
+        .find(|way| way.route == chosen && !way.is_direct())?;
+    let failure = way.failure().filter(|_| !way.works())?;
+    let cause = failure.cause.as_deref()?;
+    let rest = cause.strip_prefix("upstream.")?;
+    let name = &way.route;
+    let verdict = match rest.split('.').next()? {
+        "auth_required" | "auth_rejected" | "auth_scheme_unsupported" | "auth_unavailable" => {
+            Verdict::new("upstream_auth", Certain, format!("{name} wants credentials that it does not get"))
+                .mend(format!("upstreams: {{{name}: {{auth: {{username: {{env: PROXY_USER}}, password: {{env: PROXY_PASSWORD}}}}}}}}"))
+        }
+        "denied" | "port_denied" => {
+            Verdict::new("upstream_denies", Certain, format!("{name} refuses this target by its own rules"))
+                .mend(format!("ask those who run {name} to allow {}", facts.target))
+        }
+        "connect_unsupported" | "redirected" | "malformed_reply" => Verdict::new(
+            "not_a_forward_proxy",
+            Certain,
+            format!("what listens where {name} should be is no forward proxy"),
+        )
+        .mend(format!("look at upstreams.{name}.url: host, port, http or https")),
+        "dns" | "connect" | "tls" | "no_reply" | "closed" | "reset" => Verdict::new(
+            "upstream_down",
+            Certain,
+            format!("{name} itself cannot be reached, or does not answer"),
+        )
+        .mend(format!("look at upstreams.{name}.url, and whether {name} runs")),
+        "reported" if way.is_up() == Some(true) => return None,
+        _ => Verdict::new("upstream_fails", Certain, format!("{name} could not reach the target")),
+    };
+    let verdict = verdict.because(failures(facts));
+    let works = facts.ways.iter().find(|other| other.works());
+    Some(match works {
+        Some(works) => verdict.but(format!("the target works {}", by(works))),
+        None => verdict,
+    })
+}
+
+/// It fails alike on every way.
+pub(super) fn everywhere(facts: &Facts) -> Option<Verdict> {
+    if facts.ways.iter().any(Way::works) {
+        return None;
+    }
+    let direct = facts.direct()?;
+    let failure = direct.failure()?;
+    let cause = failure.cause.as_deref()?;
+    if cause == "connect.refused" {
+        return Some(
+            Verdict::new(
+                "server_down",
+                Certain,
+                format!("{} says itself that nothing listens there", facts.target),
+            )
+            .because(failures(facts))
+            .because(controls(direct))
+            .mend("look at the port, and whether the service runs"),
+        );
+    }
+    let others: Vec<_> = facts
+        .ways
+        .iter()
+        .filter(|way| !way.is_direct() && way.is_up() != Some(false))
+        .collect();
+    let is_alike = !others.is_empty()
+        && others.iter().all(|way| {
+            let of = |probe: &Probe| {
+                probe.failed_of("upstream.reported.") || probe.failed_of("connect.")
+            };
+            way.failure().is_some_and(of)
+        });
+    (cause.starts_with("connect.") && is_alike).then(|| {
+        Verdict::new(
+            "server_down",
+            Strong,
+            format!("{} does not answer on any way", facts.target),
+        )
+        .because(failures(facts))
+        .because(controls(direct))
+        .mend("wait, or ask those who run it")
+    })
+}
+
+pub(super) fn intermittent(facts: &Facts) -> Option<Verdict> {
+    let way = facts
+        .ways
+        .iter()
+        .find(|way| way.works() && way.failure().is_some())?;
+    Some(
+        Verdict::new(
+            "intermittent",
+            Medium,
+            format!("it fails now and then, {}", by(way)),
+        )
+        .because(failures(facts))
+        .mend("retry: {attempts: 3}"),
+    )
+}
+
+pub(super) fn fine(facts: &Facts) -> Option<Verdict> {
+    let chosen = facts.chosen.as_deref().unwrap_or("direct");
+    let way = facts
+        .ways
+        .iter()
+        .find(|way| way.route == chosen && way.works());
+    let way = way.or_else(|| facts.ways.iter().find(|way| way.works()))?;
+    let mut verdict = Verdict::new(
+        "fine",
+        Certain,
+        format!("{} works {}", facts.target, by(way)),
+    );
+    if let Some(cert) = &way.certificate {
+        verdict = verdict.because([format!(
+            "its certificate is {}, signed by {}",
+            cert.verdict, cert.issuer
+        )]);
+    }
+    if let Some(status) = way.http1.as_ref().and_then(|http| http.status) {
+        verdict = verdict.because([format!("HEAD / is answered with {status}")]);
+    }
+    let failing = facts
+        .ways
+        .iter()
+        .filter(|way| !way.works() && !way.target.is_empty());
+    for way in failing {
+        verdict = verdict.but(format!("it does not work {}", by(way)));
+    }
+    Some(verdict)
+}
+
+/// From where on the way something cuts off what is said to the target; nothing where that was not looked for.
+pub(super) fn place(facts: &Facts) -> Option<String> {
+    let told = |hop: &Hop| match hop.address {
+        Some(address) if hop.is_target => {
+            format!("the target itself ({address}, hop {})", hop.number)
+        }
+        Some(address) => format!("{address} (hop {})", hop.number),
+        None => format!("hop {}, which does not say who it is,", hop.number),
+    };
+    let last = facts.hops.last()?;
+    let Some(at) = facts.hops.iter().position(|hop| hop.cuts_name) else {
+        return Some(format!(
+            "of {} hops none answers with an end: what drops in silence cannot be placed",
+            last.number
+        ));
+    };
+    let hop = facts.hops.get(at)?;
+    if hop.cuts_decoy {
+        return Some(format!("every name is cut off, at {}", told(hop)));
+    }
+    let before = at.checked_sub(1).and_then(|before| facts.hops.get(before));
+    let before = before.map_or_else(|| "this machine".to_owned(), told);
+    Some(format!("it is cut off between {before} and {}", told(hop)))
+}

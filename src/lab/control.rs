@@ -1,0 +1,190 @@
+//! What a test asks of a lab while it runs, over HTTP: which faults are at work and what they struck, another one, none.
+//!
+//! | | |
+//! | --- | --- |
+//! | `GET /v1/faults` | `{"faults": [{"id", "fault", "met", "hits"}]}`, in the order of their coming |
+//! | `POST /v1/faults` | `{"fault": "HOST: DO at AT …"}`, as behind `--fault`: 201 and the one that was added |
+//! | `DELETE /v1/faults` | ends all of them |
+//! | `GET`, `DELETE /v1/faults/{id}` | one of them |
+//! | `GET /v1/records` | `{"records": […]}`: those of the requests that have ended |
+//!
+//! Behind that stand the dashboard, the API and the metrics of any proxy.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use http::StatusCode;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::StartError;
+use super::records::Records;
+use super::toxiproxy::{Answer, Refusal, answer, read};
+use super::world::{ADDRESS, World};
+use crate::admin::{self, Admin, Bench, Diary, Linted, Station};
+use crate::app::{AdminSettings, App};
+use crate::config::{self, AdminAddress, Environment, Listener, Source};
+use crate::observe::board::Board;
+use crate::route::fault::Tally;
+
+/// What it works with.
+#[derive(Debug)]
+struct Desk {
+    world: Arc<World>,
+    kept: Arc<Records>,
+}
+
+/// What a test sends of a fault.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent {
+    fault: String,
+}
+
+/// What it is told of one.
+#[derive(Serialize)]
+struct Shown {
+    id: u64,
+    /// Whom it strikes.
+    host: String,
+    /// What it does.
+    fault: String,
+    /// The connections that came its way.
+    met: u64,
+    /// Those that it struck.
+    hits: u64,
+}
+
+impl Shown {
+    fn of((id, tally): &(u64, Arc<Tally>)) -> Self {
+        Self {
+            id: *id,
+            host: tally.fault().by.to_string(),
+            fault: tally.fault().name.to_string(),
+            met: tally.met(),
+            hits: tally.hits(),
+        }
+    }
+}
+
+/// What the control serves beside the dashboard and the API that every proxy has.
+fn router(world: Arc<World>, kept: Arc<Records>) -> Router {
+    Router::new()
+        .route("/v1/faults", get(list).post(add).delete(clear))
+        .route("/v1/faults/{id}", get(show).delete(remove))
+        .route("/v1/records", get(records))
+        .with_state(Arc::new(Desk { world, kept }))
+}
+
+impl Bench for World {
+    fn at_work(&self) -> Vec<(u64, Arc<Tally>)> {
+        self.list()
+    }
+}
+
+/// A lab's diary is that of whoever runs it.
+#[derive(Debug)]
+struct NoDiary;
+
+impl Diary for NoDiary {
+    fn filter(&self) -> String {
+        "off".to_owned()
+    }
+
+    fn set_filter(&self, _: &str) -> Result<(), String> {
+        Err("a lab has no diary of its own".to_owned())
+    }
+}
+
+/// What the control shows.
+pub(super) struct Scene {
+    pub(super) world: Arc<World>,
+    pub(super) kept: Arc<Records>,
+    pub(super) board: Arc<Board>,
+    pub(super) source: Source,
+    pub(super) environment: Environment,
+}
+
+/// Serves in front of a proxy until what it gives is dropped.
+pub(super) fn serve(app: &App, scene: Scene) -> Result<(SocketAddr, Admin), StartError> {
+    let settings = AdminSettings {
+        address: AdminAddress::Tcp(SocketAddr::new(ADDRESS, 0)),
+        ..AdminSettings::off()
+    };
+    let bound = admin::bind(&settings, &scene.environment).map_err(io::Error::other)?;
+    let bound = bound.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    let AdminAddress::Tcp(address) = *bound.address() else {
+        unreachable!("it was bound to an address");
+    };
+    let places = app.places().iter().cloned().enumerate();
+    // Nobody hears: a lab's policy stays as it is.
+    let (keeper, _) = mpsc::channel(1);
+    let station = Station {
+        proxy: app.proxy().clone(),
+        board: scene.board,
+        listeners: places
+            .map(|(at, place)| Listener::plain(at, place))
+            .collect(),
+        source: scene.source,
+        environment: scene.environment,
+        keeper,
+        standing: Arc::default(),
+        diary: Arc::new(NoDiary),
+        closing: app.closing(),
+        started: Timestamp::now(),
+        metrics_hosts: 0,
+        lint: Linted::default(),
+        lab: Some(scene.world.clone()),
+    };
+    let admin = bound.serve(station, router(scene.world, scene.kept))?;
+    Ok((address, admin))
+}
+
+async fn list(State(desk): State<Arc<Desk>>) -> Response {
+    let faults: Vec<_> = desk.world.list().iter().map(Shown::of).collect();
+    answer(StatusCode::OK, &serde_json::json!({"faults": faults}))
+}
+
+async fn add(State(desk): State<Arc<Desk>>, body: Bytes) -> Answer {
+    let Sent { fault } = read(&body)?;
+    let struck = config::fault(&fault)
+        .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.render(false)))?;
+    let added = desk.world.add(struck);
+    Ok(answer(StatusCode::CREATED, &Shown::of(&added)))
+}
+
+async fn clear(State(desk): State<Arc<Desk>>) -> Response {
+    desk.world.clear();
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn show(State(desk): State<Arc<Desk>>, Path(id): Path<u64>) -> Answer {
+    let at_work = desk.world.list();
+    let found = at_work.iter().find(|(number, _)| *number == id);
+    let found = found.ok_or_else(no_fault)?;
+    Ok(answer(StatusCode::OK, &Shown::of(found)))
+}
+
+async fn remove(State(desk): State<Arc<Desk>>, Path(id): Path<u64>) -> Answer {
+    if desk.world.list().iter().all(|(number, _)| *number != id) {
+        return Err(no_fault());
+    }
+    desk.world.remove(id);
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn records(State(desk): State<Arc<Desk>>) -> Response {
+    let records = desk.kept.records();
+    answer(StatusCode::OK, &serde_json::json!({"records": records}))
+}
+
+fn no_fault() -> Refusal {
+    Refusal(StatusCode::NOT_FOUND, "fault not found".to_owned())
+}

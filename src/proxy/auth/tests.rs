@@ -1,0 +1,167 @@
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use argon2::password_hash::PasswordHasher as _;
+use argon2::{Algorithm, Params, Version};
+
+use super::*;
+use crate::config::{Environment, Options, Source, load};
+
+const RIGHT: &str = "abcdefghijklmnopqrstuvwxyzABCDEF";
+const WRONG_FIRST: &str = "_bcdefghijklmnopqrstuvwxyzABCDEF";
+const WRONG_LAST: &str = "abcdefghijklmnopqrstuvwxyzABCDE_";
+
+/// Beyond this, Welch's t says that two kinds of tries differ: by chance, once in 100,000 times.
+const TOLD_APART: f64 = 4.5;
+
+/// The hash of a password, by a check of so many passes over so many KiB.
+fn hash(password: &str, kib: u32, passes: u32) -> Secret {
+    let params = Params::new(kib, passes, 1, None).unwrap();
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    let hash = argon2.hash_password_with_salt(password.as_bytes(), b"saltsaltsalt");
+    Secret::new(hash.unwrap().to_string())
+}
+
+/// A gate for these users.
+fn gate(folder: &Path, users: &[(&str, Secret)]) -> Gate {
+    let file = folder.join("users.txt");
+    let lines = users
+        .iter()
+        .map(|(name, hash)| format!("{name}:{}\n", hash.reveal()));
+    std::fs::write(&file, lines.collect::<String>()).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "version: 1\nserver: {{auth: {{users: {}}}}}\nrules: []\ndefault: {{direct: true}}\n",
+        file.display()
+    );
+    let name = "p.yaml".to_owned();
+    let options = Options::serve(jiff::Timestamp::UNIX_EPOCH);
+    let source = Source::Text { name, text };
+    let loaded = load(&source, &Environment::default(), &options);
+    let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
+    Gate::new(loaded.server.users.unwrap())
+}
+
+/// Welch's t of two samples of durations, each without its slowest tenth: others on the machine only add to it.
+fn welch(samples: [Vec<f64>; 2]) -> f64 {
+    let [(mean, error), (other_mean, other_error)] = samples.map(|mut sample| {
+        sample.sort_by(f64::total_cmp);
+        sample.truncate(sample.len() * 9 / 10);
+        #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+        let count = sample.len() as f64;
+        let mean = sample.iter().sum::<f64>() / count;
+        let squares: f64 = sample.iter().map(|took| (took - mean).powi(2)).sum();
+        (mean, squares / (count - 1.0) / count)
+    });
+    (mean - other_mean) / (error + other_error).sqrt()
+}
+
+/// Times two kinds of tries in turns, so that whatever else goes on strikes both, and says whether they differ.
+async fn are_told_apart(
+    tries: usize,
+    first: impl AsyncFn(usize),
+    second: impl AsyncFn(usize),
+) -> bool {
+    // A difference that is there shows each time; one by chance does not come three times.
+    for _ in 0..3 {
+        let mut samples = [Vec::with_capacity(tries), Vec::with_capacity(tries)];
+        for n in 0..2 * tries {
+            // First, second, second, first.
+            let kind = usize::from(matches!(n % 4, 1 | 2));
+            let begun = Instant::now();
+            if kind == 0 {
+                first(n).await;
+            } else {
+                second(n).await;
+            }
+            samples[kind].push(begun.elapsed().as_secs_f64());
+        }
+        if welch(samples).abs() < TOLD_APART {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test]
+async fn a_wrong_password_takes_as_long_wherever_it_is_wrong() {
+    const TRIES: usize = 10_000;
+    let (cheap, dear) = (hash(RIGHT, 8, 1), hash(RIGHT, 8, 4));
+    let guess = |guess: &str, hash: &Secret| {
+        let (guess, hash) = (Secret::new(guess), hash.clone());
+        async move |_| assert!(!std::hint::black_box(is_right(&guess, &hash)))
+    };
+    let first = || guess(WRONG_FIRST, &cheap);
+    assert!(
+        are_told_apart(TRIES / 10, first(), guess(WRONG_FIRST, &dear)).await,
+        "a check that takes longer is not seen"
+    );
+    assert!(!are_told_apart(TRIES, first(), guess(WRONG_LAST, &cheap)).await);
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_there_takes_as_long_as_a_wrong_password() {
+    const TRIES: usize = 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let gate = gate(folder.path(), &[("alice", hash(RIGHT, 64, 1))]);
+    let tracker = TaskTracker::new();
+    // A client of its own for each, so that none waits and all are noted alike.
+    let clients = AtomicU32::new(0);
+    let guess = |name: &'static str| {
+        let (gate, tracker, clients) = (&gate, &tracker, &clients);
+        async move |n: usize| {
+            let client = Ipv4Addr::from_bits(clients.fetch_add(1, Ordering::Relaxed));
+            let guess = Secret::new(format!("guess {n}"));
+            assert!(!gate.knows(name, &guess, client.into(), tracker).await);
+        }
+    };
+    assert!(!are_told_apart(TRIES, guess("alice"), guess("nobody")).await);
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_there_is_held_against_anyones_hash_and_always_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let users: Vec<_> = (1..=4).map(|passes| hash(RIGHT, 8, passes)).collect();
+    let names = ["a", "b", "c", "d"];
+    let users: Vec<_> = names.into_iter().zip(users).collect();
+    let gate = gate(folder.path(), &users);
+    let stand_in = |name: &str| {
+        let hash = gate.users.stand_in(gate.chance_of(name)).unwrap();
+        users.iter().position(|(_, known)| known == hash).unwrap()
+    };
+    let chosen: Vec<_> = (0..200).map(|n| stand_in(&format!("nobody-{n}"))).collect();
+    let again: Vec<_> = (0..200).map(|n| stand_in(&format!("nobody-{n}"))).collect();
+    assert_eq!(chosen, again);
+    assert!((0..4).all(|user| chosen.contains(&user)), "{chosen:?}");
+    // Not even with the right password of the one that stands in.
+    let client = IpAddr::from([192, 0, 2, 1]);
+    let right = Secret::new(RIGHT);
+    assert!(
+        !gate
+            .knows("nobody-0", &right, client, &TaskTracker::new())
+            .await
+    );
+}
+
+#[tokio::test]
+async fn what_was_right_is_remembered_and_what_was_wrong_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = gate(folder.path(), &[("alice", hash("right", 8, 1))]);
+    let tracker = TaskTracker::new();
+    let client = IpAddr::from([192, 0, 2, 1]);
+    let (right, wrong) = (Secret::new("right"), Secret::new("wrong"));
+    assert!(gate.knows("alice", &right, client, &tracker).await);
+    assert!(gate.is_remembered(&gate.digest("alice", &right)));
+    assert!(!gate.knows("alice", &wrong, client, &tracker).await);
+    assert!(
+        !gate
+            .knows("alic", &Secret::new("eright"), client, &tracker)
+            .await
+    );
+    assert_eq!(
+        (gate.known.lock().unwrap().len(), gate.misses_of(client)),
+        (1, 2)
+    );
+}

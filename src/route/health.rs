@@ -1,0 +1,706 @@
+//! The health of upstreams: a circuit that opens when an upstream keeps failing, and what closes it again.
+//!
+//! An open circuit passes an upstream over only where something else may serve; what is the last way out is tried anyway. Only
+//! what speaks of the upstream itself counts: that it cannot be reached, or ends before it answers. An answer that says
+//! the target cannot be reached counts where it is given for several hosts, or where it says that the upstream
+//! itself failed.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{BoxFuture, Conn, Dial, Form, Plan};
+use crate::cause::{Class, Kind};
+use crate::exchange::Trail;
+use crate::failure::{Failure, classify};
+use crate::net::places::Slot;
+use crate::net::socket::Socket;
+use crate::net::upstream::UpstreamError;
+use crate::policy::health::Health as Spec;
+use crate::policy::{Policy, Route, RouteSpec};
+use crate::timeouts::Brief;
+
+/// From so many hosts on, what an upstream says of its targets is taken for something that it suffers from itself.
+const SEVERAL_HOSTS: usize = 3;
+
+/// So many of them are remembered.
+const MOST_HOSTS: usize = 1000;
+
+/// A wait that was cut shorter than this says nothing of the upstream.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+
+/// So many turns of a hop are remembered.
+const MOST_TURNS: usize = 50;
+
+/// How much a new measurement counts in the average of a hop's pace.
+const WEIGHT_OF_NEW: f64 = 0.25;
+
+/// What is known of a hop: shared by all routes that use it, by all workers, and by the policies before and after.
+#[derive(Debug)]
+pub struct Health {
+    /// The hop's name.
+    pub name: Arc<str>,
+    /// When its circuit opens and closes.
+    pub spec: Spec,
+    /// Where it listens; nothing where it is no upstream.
+    url: Option<String>,
+    known: Arc<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    circuit: Mutex<Circuit>,
+    /// Whether anything at all speaks against it.
+    is_troubled: AtomicBool,
+    /// Connections that a group has in use by it.
+    open: AtomicUsize,
+    pace: Mutex<Option<Pace>>,
+    /// Nothing new goes through it where something else may serve.
+    is_drained: AtomicBool,
+    /// When it went up and down, the latest last.
+    turns: Mutex<VecDeque<Turn>>,
+}
+
+/// A change of what is thought of a hop.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// When.
+    pub at: Timestamp,
+    /// To what.
+    pub to: State,
+    /// The id of what it failed of, where it went down.
+    pub cause: Option<Cow<'static, str>>,
+}
+
+/// What is thought of a hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is used.
+    Up,
+    /// It is passed over: it keeps failing.
+    Down,
+    /// It is passed over: somebody wants that.
+    Drained,
+}
+
+impl State {
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Circuit {
+    /// The failures that count, each with the cause's id.
+    fails: VecDeque<(Instant, Cow<'static, str>)>,
+    /// The hosts that it could not reach, each once.
+    hosts: VecDeque<(Instant, String)>,
+    open: Option<Open>,
+    /// It was closed by a connection alone: the next failure opens it again.
+    is_on_parole: bool,
+    /// It refuses our credentials, and that was told.
+    is_unauthorized: bool,
+    /// Probes in a row: that went well, and that did not.
+    probes: (u32, u32),
+}
+
+#[derive(Debug)]
+struct Open {
+    until: Instant,
+    last: Cow<'static, str>,
+    /// Whether it was opened by what the upstream said of several hosts.
+    by_hosts: bool,
+    /// A request is trying it.
+    is_tried: bool,
+}
+
+/// How fast connections by a hop were opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The moving average, in seconds.
+    pub average: f64,
+    /// When it was measured last.
+    pub at: Instant,
+}
+
+/// What a failure says of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Evidence {
+    /// It is down.
+    Down,
+    /// It could not reach the target.
+    Gateway,
+    /// It refuses our credentials.
+    Unauthorized,
+    /// It is there.
+    Answered,
+    /// Nothing: the failure is ours, or the client's.
+    Nothing,
+}
+
+impl Evidence {
+    fn of(failure: &Failure) -> Self {
+        if let Failure::Upstream {
+            error: UpstreamError::Full { .. },
+            ..
+        } = failure
+        {
+            // A limit of ours.
+            return Self::Nothing;
+        }
+        let class = Class::of(classify(failure));
+        if class == Some(Class::ProxyDown) {
+            return Self::Down;
+        }
+        let Failure::Upstream { error, .. } = failure else {
+            return Self::Nothing;
+        };
+        if let UpstreamError::Refused(reply) = error
+            && matches!(reply.status.as_u16(), 502..=504)
+            && reply.is_of_itself()
+        {
+            return Self::Down;
+        }
+        if class == Some(Class::Gateway) {
+            Self::Gateway
+        } else if class == Some(Class::ProxyAuth) {
+            Self::Unauthorized
+        } else {
+            Self::Answered
+        }
+    }
+}
+
+/// Leave to dial an upstream. Dropped without a word, as when the client leaves, it changes nothing.
+#[derive(Debug)]
+pub struct Pass<'h> {
+    health: &'h Health,
+    is_trial: bool,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.is_trial
+            && let Some(open) = &mut self.health.circuit().open
+        {
+            open.is_tried = false;
+        }
+    }
+}
+
+/// One connection of a hop that counts while it is in use.
+#[derive(Debug)]
+pub struct Counted {
+    known: Arc<Known>,
+    is_resting: AtomicBool,
+}
+
+impl Slot for Counted {
+    fn rest(&self, _: &Socket) {
+        if !self.is_resting.swap(true, Ordering::Relaxed) {
+            self.known.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn wake(&self) -> bool {
+        if self.is_resting.swap(false, Ordering::Relaxed) {
+            self.known.open.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !*self.is_resting.get_mut() {
+            self.known.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The health of every hop of a policy, by [`crate::policy::RouteId`]: none of groups and chains. What had the same name and
+/// URL before keeps what is known of it.
+pub fn of_policy(policy: &Policy, before: &[Option<Arc<Health>>]) -> Vec<Option<Arc<Health>>> {
+    let of = |route: &Route| {
+        let spec = match &route.spec {
+            // What a fault strikes says nothing of the hop behind it.
+            RouteSpec::Chain(_)
+            | RouteSpec::Group(_)
+            | RouteSpec::Pac(_)
+            | RouteSpec::Faulty { .. } => return None,
+            RouteSpec::Direct => Spec::default(),
+            RouteSpec::Upstream(upstream) => upstream.health.clone(),
+        };
+        let mut health = Health::new(route.name.clone(), spec, route.spec.url());
+        let same = |old: &&Arc<Health>| old.name == health.name && old.url == health.url;
+        if let Some(old) = before.iter().flatten().find(same) {
+            health.known = old.known.clone();
+        }
+        Some(Arc::new(health))
+    };
+    policy.routes.iter().map(of).collect()
+}
+
+impl Health {
+    /// Of a hop of which nothing is known yet.
+    pub fn new(name: Arc<str>, spec: Spec, url: Option<String>) -> Self {
+        Self {
+            name,
+            spec,
+            url,
+            known: Arc::default(),
+        }
+    }
+
+    fn circuit(&self) -> MutexGuard<'_, Circuit> {
+        let circuit = self.known.circuit.lock();
+        circuit.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, about to note something against it.
+    fn troubled(&self) -> MutexGuard<'_, Circuit> {
+        let circuit = self.circuit();
+        self.known.is_troubled.store(true, Ordering::Relaxed);
+        circuit
+    }
+
+    /// Where it listens; nothing where it is no upstream.
+    pub fn url(&self) -> Option<&str> {
+        self.url.as_deref()
+    }
+
+    /// What is thought of it, and what it failed of last.
+    pub fn state(&self) -> (State, Option<Cow<'static, str>>) {
+        let circuit = self.circuit();
+        let last = match &circuit.open {
+            Some(open) => Some(open.last.clone()),
+            None => circuit.fails.back().map(|(_, cause)| cause.clone()),
+        };
+        let state = if self.is_drained() {
+            State::Drained
+        } else if circuit.open.is_some() {
+            State::Down
+        } else {
+            State::Up
+        };
+        (state, last)
+    }
+
+    /// When it went up and down, the latest last.
+    pub fn turns(&self) -> Vec<Turn> {
+        self.known_turns().iter().cloned().collect()
+    }
+
+    fn known_turns(&self) -> MutexGuard<'_, VecDeque<Turn>> {
+        let turns = self.known.turns.lock();
+        turns.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self, to: State, cause: Option<Cow<'static, str>>) {
+        let mut turns = self.known_turns();
+        if turns.len() >= MOST_TURNS {
+            turns.pop_front();
+        }
+        let at = Timestamp::now();
+        turns.push_back(Turn { at, to, cause });
+    }
+
+    /// Passes it over from now on where something else may serve, or no longer. What is under way stays.
+    pub fn drain(&self, is_drained: bool) {
+        if self.known.is_drained.swap(is_drained, Ordering::Relaxed) == is_drained {
+            return;
+        }
+        let (to, word) = if is_drained {
+            (State::Drained, "drained")
+        } else {
+            (State::Up, "enabled")
+        };
+        self.turn(to, None);
+        tracing::info!("upstream {} is {word}", self.name);
+    }
+
+    fn is_drained(&self) -> bool {
+        self.known.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is drained, or its circuit is open and nobody may try it yet.
+    pub fn is_down(&self) -> bool {
+        if self.is_drained() {
+            return true;
+        }
+        if !self.known.is_troubled.load(Ordering::Relaxed) {
+            return false;
+        }
+        let circuit = self.circuit();
+        let open = circuit.open.as_ref();
+        open.is_some_and(|open| open.is_tried || Instant::now() < open.until)
+    }
+
+    /// Asks for leave to dial. It is denied where it is drained or the circuit is open, and `passes_over` says that something else may serve;
+    /// when its time is over, one request gets it.
+    ///
+    /// # Errors
+    /// [`Failure::UpstreamDrained`], [`Failure::UpstreamCircuitOpen`].
+    pub fn admit(&self, passes_over: bool) -> Result<Pass<'_>, Failure> {
+        if passes_over && self.is_drained() {
+            return Err(Failure::UpstreamDrained {
+                upstream: self.name.clone(),
+            });
+        }
+        let mut is_trial = false;
+        if self.known.is_troubled.load(Ordering::Relaxed)
+            && let Some(open) = &mut self.circuit().open
+        {
+            let left = open.until.saturating_duration_since(Instant::now());
+            if left.is_zero() && !open.is_tried {
+                open.is_tried = true;
+                is_trial = true;
+            } else if passes_over {
+                return Err(Failure::UpstreamCircuitOpen {
+                    upstream: self.name.clone(),
+                    last: open.last.clone(),
+                    retry: (!open.is_tried).then_some(left),
+                });
+            }
+        }
+        Ok(Pass {
+            health: self,
+            is_trial,
+        })
+    }
+
+    /// Notes that the upstream served a request.
+    pub fn served(&self) {
+        if !self.known.is_troubled.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut circuit = self.circuit();
+        let was_open = circuit.open.is_some();
+        *circuit = Circuit::default();
+        self.known.is_troubled.store(false, Ordering::Relaxed);
+        drop(circuit);
+        if was_open {
+            self.tell_up();
+        }
+    }
+
+    /// Notes that a connection to the upstream stands, on which nothing was asked yet.
+    fn reached(&self) {
+        if !self.known.is_troubled.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut circuit = self.circuit();
+        if circuit.open.take().is_some() {
+            circuit.fails.clear();
+            circuit.is_on_parole = true;
+            drop(circuit);
+            self.tell_up();
+        }
+    }
+
+    /// Notes what a request for `host` by the upstream failed of.
+    pub fn failed(&self, failure: &Failure, host: &str) {
+        let cause = classify(failure).id();
+        match Evidence::of(failure) {
+            Evidence::Down => self.count(cause, None),
+            Evidence::Gateway => self.count(cause, Some(host)),
+            Evidence::Unauthorized => {
+                self.answered();
+                if !std::mem::replace(&mut self.troubled().is_unauthorized, true) {
+                    tracing::info!(
+                        "upstream {} does not take our credentials: {cause}",
+                        self.name
+                    );
+                }
+            }
+            Evidence::Answered => self.answered(),
+            Evidence::Nothing => {}
+        }
+    }
+
+    /// Notes that the upstream is there, whatever it said.
+    fn answered(&self) {
+        if !self.known.is_troubled.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut circuit = self.circuit();
+        circuit.fails.clear();
+        circuit.is_on_parole = false;
+        if circuit.open.take().is_some() {
+            drop(circuit);
+            self.tell_up();
+        }
+    }
+
+    /// Counts a failure; of one that speaks of a target only where it is one of several.
+    fn count(&self, cause: Cow<'static, str>, host: Option<&str>) {
+        let now = Instant::now();
+        let timeout = self.spec.fail_timeout;
+        let mut circuit = self.troubled();
+        let is_old = |since: Instant| now.duration_since(since) > timeout;
+        circuit.fails.retain(|(at, _)| !is_old(*at));
+        circuit.hosts.retain(|(at, _)| !is_old(*at));
+        let mut from_hosts = 0;
+        if let Some(host) = host {
+            // It answered: what it was not reached by before is over.
+            circuit.fails.clear();
+            circuit.hosts.retain(|(_, known)| known != host);
+            circuit.hosts.push_back((now, host.to_owned()));
+            if circuit.hosts.len() > MOST_HOSTS {
+                circuit.hosts.pop_front();
+            }
+            from_hosts = circuit.hosts.len();
+            let was_by_hosts = circuit.open.as_ref().is_some_and(|open| open.by_hosts);
+            if from_hosts < SEVERAL_HOSTS && !was_by_hosts {
+                // It speaks of its target alone: the upstream is up.
+                circuit.is_on_parole = false;
+                if circuit.open.take().is_some() {
+                    drop(circuit);
+                    self.tell_up();
+                }
+                return;
+            }
+        } else {
+            circuit.fails.push_back((now, cause.clone()));
+            if circuit.fails.len() > self.spec.max_fails as usize {
+                circuit.fails.pop_front();
+            }
+        }
+        let by_hosts = host.is_some();
+        if let Some(open) = &mut circuit.open {
+            // What is tried while the circuit is open, for want of another way, says nothing new.
+            if open.is_tried || now >= open.until {
+                open.until = now + timeout;
+                open.is_tried = false;
+            }
+            open.last = cause;
+            open.by_hosts |= by_hosts;
+            return;
+        }
+        let count = circuit.fails.len().max(from_hosts);
+        if count < self.spec.max_fails as usize && !circuit.is_on_parole {
+            return;
+        }
+        let first = match host {
+            Some(_) => circuit.hosts.front().map(|(at, _)| *at),
+            None => circuit.fails.front().map(|(at, _)| *at),
+        };
+        circuit.is_on_parole = false;
+        circuit.open = Some(Open {
+            until: now + timeout,
+            last: cause.clone(),
+            by_hosts,
+            is_tried: false,
+        });
+        drop(circuit);
+        let span = first.map_or(Duration::ZERO, |first| now.duration_since(first));
+        self.tell_down(&cause, count, span);
+    }
+
+    /// Notes how a probe went.
+    pub fn probed(&self, outcome: Result<(), &Failure>) {
+        let Some(probe) = &self.spec.probe else {
+            return;
+        };
+        let failure = match outcome {
+            Ok(()) => None,
+            Err(failure) => match Evidence::of(failure) {
+                Evidence::Down | Evidence::Gateway => Some(classify(failure).id()),
+                // What it refuses us, or we ourselves lack, is not its health.
+                Evidence::Unauthorized | Evidence::Answered | Evidence::Nothing => return,
+            },
+        };
+        let now = Instant::now();
+        let mut circuit = self.circuit();
+        let Some(cause) = failure else {
+            circuit.probes = (circuit.probes.0.saturating_add(1), 0);
+            if circuit.open.is_some() && circuit.probes.0 >= probe.rise {
+                *circuit = Circuit::default();
+                self.known.is_troubled.store(false, Ordering::Relaxed);
+                drop(circuit);
+                self.tell_up();
+            }
+            return;
+        };
+        self.known.is_troubled.store(true, Ordering::Relaxed);
+        circuit.probes = (0, circuit.probes.1.saturating_add(1));
+        let until = now + self.spec.fail_timeout;
+        if let Some(open) = &mut circuit.open {
+            open.until = until;
+            open.last = cause;
+            return;
+        }
+        let count = circuit.probes.1;
+        if count < self.spec.max_fails {
+            return;
+        }
+        circuit.open = Some(Open {
+            until,
+            last: cause.clone(),
+            by_hosts: false,
+            is_tried: false,
+        });
+        drop(circuit);
+        let span = probe.every * count.saturating_sub(1);
+        self.tell_down(&cause, count as usize, span);
+    }
+
+    fn tell_down(&self, cause: &str, count: usize, span: Duration) {
+        let often = match count {
+            0 | 1 => String::new(),
+            count => format!(", {count} times in {}", Brief(span)),
+        };
+        let wait = Brief(self.spec.fail_timeout);
+        self.turn(State::Down, Some(cause.to_owned().into()));
+        tracing::info!(
+            "upstream {} is down: {cause}{often}; next try in {wait}",
+            self.name
+        );
+    }
+
+    fn tell_up(&self) {
+        self.turn(State::Up, None);
+        tracing::info!("upstream {} is up again", self.name);
+    }
+
+    /// Counts one more connection in use.
+    pub fn occupy(&self) -> Counted {
+        self.known.open.fetch_add(1, Ordering::Relaxed);
+        Counted {
+            known: self.known.clone(),
+            is_resting: AtomicBool::new(false),
+        }
+    }
+
+    /// How many connections groups have in use by it.
+    pub fn open(&self) -> usize {
+        self.known.open.load(Ordering::Relaxed)
+    }
+
+    /// Notes how long a connection took.
+    pub fn measured(&self, took: Duration) {
+        let mut pace = self
+            .known
+            .pace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let took = took.as_secs_f64();
+        let average = pace.map_or(took, |pace| {
+            pace.average + (took - pace.average) * WEIGHT_OF_NEW
+        });
+        *pace = Some(Pace {
+            average,
+            at: Instant::now(),
+        });
+    }
+
+    /// How long connections took of late, where one was opened.
+    pub fn pace(&self) -> Option<Pace> {
+        *self
+            .known
+            .pace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pass<'_> {
+    /// The request was served by the upstream.
+    fn served(self) {
+        self.health.served();
+    }
+
+    /// A connection to the upstream stands.
+    fn reached(self) {
+        self.health.reached();
+    }
+
+    /// It failed.
+    fn failed(self, failure: &Failure, host: &str) {
+        self.health.failed(failure, host);
+    }
+}
+
+/// An upstream whose health is watched.
+pub struct Watched {
+    inner: Box<dyn Dial>,
+    health: Arc<Health>,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Watched {
+    /// Watches over `inner`.
+    pub fn new(inner: Box<dyn Dial>, health: Arc<Health>) -> Self {
+        Self { inner, health }
+    }
+
+    /// What is known of it.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Opens a connection only to see whether that works, and drops it.
+    pub async fn probe(&self, plan: &Plan) {
+        let outcome = self.inner.dial(plan, &Trail::default()).await;
+        if let Err(failure) = &outcome {
+            tracing::debug!("a probe of upstream {} failed: {failure}", self.health.name);
+        }
+        self.health.probed(outcome.as_ref().map(|_| ()));
+    }
+
+    async fn open(&self, plan: &Plan, trail: &Trail) -> Result<Conn, Failure> {
+        let pass = self.health.admit(plan.passes_over).inspect_err(|failure| {
+            trail.hop(&self.health.name);
+            trail.failed(classify(failure), Duration::ZERO);
+        })?;
+        let wait = plan.within(plan.timeouts.connect);
+        let conn = self.inner.dial(plan, trail).await;
+        match &conn {
+            Ok(Conn {
+                form: Form::Absolute { .. },
+                ..
+            }) => pass.reached(),
+            Ok(_) => pass.served(),
+            Err(failure) if wait < SHORTEST_WAIT && is_timeout(failure) => {}
+            Err(failure) => pass.failed(failure, &plan.target.host.to_string()),
+        }
+        conn
+    }
+}
+
+/// Whether the upstream could not be reached in time.
+fn is_timeout(failure: &Failure) -> bool {
+    matches!(
+        classify(failure).kind,
+        Kind::ConnectTimeout | Kind::DnsTimeout
+    )
+}
+
+impl Dial for Watched {
+    fn dial<'a>(
+        &'a self,
+        plan: &'a Plan,
+        trail: &'a Trail,
+    ) -> BoxFuture<'a, Result<Conn, Failure>> {
+        Box::pin(self.open(plan, trail))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+module routecause.test/lab
+
+go 1.19
