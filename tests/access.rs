@@ -188,13 +188,7 @@ fn socks_clients_prove_it_as_well() {
 fn a_file_of_users_that_changes_is_read_again() {
     let proxy = with_users();
     let origin = origin();
-    let file = proxy.policy.with_file_name("users.txt");
-    let write = |text: &str| {
-        let new = file.with_extension("new");
-        std::fs::write(&new, text).unwrap();
-        std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600)).unwrap();
-        std::fs::rename(&new, &file).unwrap();
-    };
+    let write = |text: &str| proxy.replace("users.txt", text);
     let status =
         |password: &str| ask(&proxy, origin.address, &field("alice", password)).0[9..12].to_owned();
     assert_eq!(status(PASSWORD), "204");

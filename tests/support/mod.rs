@@ -21,6 +21,7 @@ pub mod wire;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -155,6 +156,14 @@ impl Proxy {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// Puts another file of secrets in the place of one beside the policy, whole at once.
+    pub fn replace(&self, name: &str, text: &str) {
+        let new = self.policy.with_file_name("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::rename(new, self.policy.with_file_name(name)).unwrap();
     }
 
     /// A connection to it.
@@ -299,8 +308,7 @@ impl Starting {
     pub fn file(self, name: &str, text: &str) -> Self {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
         self
     }
 
