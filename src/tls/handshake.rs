@@ -1,10 +1,10 @@
 //! A TLS handshake of our own, as a client, over an open connection; what went wrong keeps its facts.
 
+mod watched;
+
 use std::fmt;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, NamedGroup, PeerIncompatible, PeerMisbehaved,
     SignatureScheme,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
@@ -26,6 +26,8 @@ use crate::cause::Alert;
 use crate::net::socket::reset_behind;
 use crate::target::Host;
 use crate::timeouts::Brief;
+
+pub use watched::Watched;
 
 /// How much of what a server said first is kept.
 const FIRST_BYTES: usize = 64;
@@ -275,17 +277,14 @@ pub async fn handshake_as<S: AsyncRead + AsyncWrite + Unpin>(
     });
     let config = config(verifier.clone(), offer).map_err(HandshakeError::Own)?;
     let facts = Arc::new(Mutex::new(Facts::default()));
-    let watched = Watched {
-        io,
-        facts: Some(facts.clone()),
-    };
+    let watched = Watched::new(io, facts.clone());
     let connect = tokio_rustls::TlsConnector::from(config).connect(name, watched);
     let outcome = timeout(limit, connect).await;
     let judgement = verifier.take();
     let facts = facts.lock().unwrap_or_else(PoisonError::into_inner);
     match (outcome, judgement) {
         (Ok(Ok(mut stream)), Some(judgement)) => {
-            stream.get_mut().0.facts = None;
+            stream.get_mut().0.forget();
             Ok(Established { stream, judgement })
         }
         (_, Some(judgement)) if !judgement.is_trusted => {
@@ -523,63 +522,6 @@ fn of_library(error: &rustls::Error, reached: Reached) -> HandshakeError {
         | rustls::Error::FailedToGetRandomBytes
         | rustls::Error::EncryptError => HandshakeError::Own(error.clone()),
         _ => HandshakeError::Protocol(error.clone()),
-    }
-}
-
-/// A connection whose handshake is watched; behind it the connection itself and nothing more.
-#[derive(Debug)]
-pub struct Watched<S> {
-    io: S,
-    facts: Option<Arc<Mutex<Facts>>>,
-}
-
-impl<S> Watched<S> {
-    fn note(&self, note: impl FnOnce(&mut Facts)) {
-        if let Some(facts) = &self.facts {
-            note(&mut facts.lock().unwrap_or_else(PoisonError::into_inner));
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        let new = buf.filled().get(before..).unwrap_or_default();
-        self.note(|facts| {
-            facts.received += new.len();
-            let room = FIRST_BYTES - facts.first.len();
-            facts.first.extend(new.iter().take(room));
-        });
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.note(|facts| {
-            facts.wrote = Some(Instant::now());
-            // A lone "change cipher spec" is for middleboxes only (RFC 8446, appendix D.4).
-            facts.answered |= facts.received > 0 && buf.first() != Some(&20);
-        });
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
