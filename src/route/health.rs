@@ -5,9 +5,10 @@
 //! the target cannot be reached counts where it is given for several hosts, or where it says that the upstream
 //! itself failed.
 
+mod watched;
+
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,9 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{BoxFuture, Conn, Dial, Form, Plan};
-use crate::cause::{Class, Kind};
-use crate::exchange::Trail;
+use crate::cause::Class;
 use crate::failure::{Failure, classify};
 use crate::net::places::Slot;
 use crate::net::socket::Socket;
@@ -26,14 +25,13 @@ use crate::policy::health::Health as Spec;
 use crate::policy::{Policy, Route, RouteSpec};
 use crate::timeouts::Brief;
 
+pub use watched::Watched;
+
 /// From so many hosts on, what an upstream says of its targets is taken for something that it suffers from itself.
 const SEVERAL_HOSTS: usize = 3;
 
 /// So many of them are remembered.
 const MOST_HOSTS: usize = 1000;
-
-/// A wait that was cut shorter than this says nothing of the upstream.
-const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 /// So many turns of a hop are remembered.
 const MOST_TURNS: usize = 50;
@@ -629,76 +627,6 @@ impl Pass<'_> {
     /// It failed.
     fn failed(self, failure: &Failure, host: &str) {
         self.health.failed(failure, host);
-    }
-}
-
-/// An upstream whose health is watched.
-pub struct Watched {
-    inner: Box<dyn Dial>,
-    health: Arc<Health>,
-}
-
-impl fmt::Debug for Watched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-impl Watched {
-    /// Watches over `inner`.
-    pub fn new(inner: Box<dyn Dial>, health: Arc<Health>) -> Self {
-        Self { inner, health }
-    }
-
-    /// What is known of it.
-    pub fn health(&self) -> &Health {
-        &self.health
-    }
-
-    /// Opens a connection only to see whether that works, and drops it.
-    pub async fn probe(&self, plan: &Plan) {
-        let outcome = self.inner.dial(plan, &Trail::default()).await;
-        if let Err(failure) = &outcome {
-            tracing::debug!("a probe of upstream {} failed: {failure}", self.health.name);
-        }
-        self.health.probed(outcome.as_ref().map(|_| ()));
-    }
-
-    async fn open(&self, plan: &Plan, trail: &Trail) -> Result<Conn, Failure> {
-        let pass = self.health.admit(plan.passes_over).inspect_err(|failure| {
-            trail.hop(&self.health.name);
-            trail.failed(classify(failure), Duration::ZERO);
-        })?;
-        let wait = plan.within(plan.timeouts.connect);
-        let conn = self.inner.dial(plan, trail).await;
-        match &conn {
-            Ok(Conn {
-                form: Form::Absolute { .. },
-                ..
-            }) => pass.reached(),
-            Ok(_) => pass.served(),
-            Err(failure) if wait < SHORTEST_WAIT && is_timeout(failure) => {}
-            Err(failure) => pass.failed(failure, &plan.target.host.to_string()),
-        }
-        conn
-    }
-}
-
-/// Whether the upstream could not be reached in time.
-fn is_timeout(failure: &Failure) -> bool {
-    matches!(
-        classify(failure).kind,
-        Kind::ConnectTimeout | Kind::DnsTimeout
-    )
-}
-
-impl Dial for Watched {
-    fn dial<'a>(
-        &'a self,
-        plan: &'a Plan,
-        trail: &'a Trail,
-    ) -> BoxFuture<'a, Result<Conn, Failure>> {
-        Box::pin(self.open(plan, trail))
     }
 }
 

@@ -4,7 +4,9 @@ use tokio::time::advance;
 
 use super::super::testing::{Does, Scripted, Shared, plan};
 use super::*;
+use crate::exchange::Trail;
 use crate::policy::health::Probe;
+use crate::route::{Dial as _, Plan};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const ALMOST: Duration = Duration::from_millis(29_999);
@@ -56,7 +58,7 @@ impl Corp {
     }
 
     fn is_down(&self) -> bool {
-        self.watched.health.is_down()
+        self.watched.health().is_down()
     }
 }
 
@@ -268,13 +270,13 @@ async fn a_connection_alone_closes_the_circuit_on_parole() {
     assert!(!corp.is_down());
     // The request on it came to nothing.
     let failure = super::super::testing::refused(&"corp".into());
-    corp.watched.health.failed(&failure, "a.example");
+    corp.watched.health().failed(&failure, "a.example");
     assert!(corp.is_down());
     // One that is answered ends the parole.
     advance(TIMEOUT).await;
     corp.ask_times(1).await;
-    corp.watched.health.served();
-    corp.watched.health.failed(&failure, "a.example");
+    corp.watched.health().served();
+    corp.watched.health().failed(&failure, "a.example");
     assert!(!corp.is_down());
 }
 
