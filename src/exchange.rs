@@ -416,8 +416,11 @@ impl Exchange {
             started,
             trail,
             meter,
+            held,
             ..
         } = *open;
+        // Whoever reads the record finds the place free.
+        drop(held);
         let mut story = trail.into_story();
         let took = started.elapsed();
         record.end = record.start + jiff::SignedDuration::try_from(took).unwrap_or_default();

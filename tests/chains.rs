@@ -149,19 +149,17 @@ fn a_handshake_that_is_reset_on_one_hop_goes_on_over_the_next() {
 
 #[test]
 fn an_end_in_order_and_a_silence_lead_to_the_next_hop_as_a_reset_does() {
-    let scene = Scene::under(&Chain {
-        defaults: "timeouts: {hello: 200ms}",
-        ..PIPE
-    });
     let hello = hello();
-    for (is_silent, cause) in [
-        (false, "tls.closed_after_client_hello"),
-        (true, "tls.no_server_hello"),
+    for (defaults, cause) in [
+        ("", "tls.closed_after_client_hello"),
+        ("timeouts: {hello: 200ms}", "tls.no_server_hello"),
     ] {
+        let is_silent = !defaults.is_empty();
+        let scene = Scene::under(&Chain { defaults, ..PIPE });
         let (client, first) = scene.open();
+        let since = Instant::now();
         wire::send(&client, &hello);
         assert_eq!(wire::read_exact(&first, hello.len()), hello);
-        let since = Instant::now();
         let first = if is_silent {
             Some(first)
         } else {
@@ -169,7 +167,7 @@ fn an_end_in_order_and_a_silence_lead_to_the_next_hop_as_a_reset_does() {
             None
         };
         let second = scene.relayed();
-        assert!(!is_silent || since.elapsed() >= Duration::from_millis(150));
+        assert!(!is_silent || since.elapsed() >= Duration::from_millis(200));
         assert_eq!(wire::read_exact(&second, hello.len()), hello);
         drop(first);
         answer(client, second);
@@ -361,16 +359,14 @@ fn every_hop_has_its_part_of_the_budget_and_the_last_no_limit() {
     });
     let hello = hello();
     let (client, first) = scene.open();
+    let since = Instant::now();
     wire::send(&client, &hello);
     wire::read_exact(&first, hello.len());
-    let since = Instant::now();
+    // Long before `hello` is over.
     let second = scene.relayed();
-    let (soon, late) = (Duration::from_millis(300), Duration::from_millis(700));
-    assert!(
-        (soon..late).contains(&since.elapsed()),
-        "{:?}",
-        since.elapsed()
-    );
+    let took = since.elapsed();
+    let (soon, late) = (Duration::from_millis(400), Duration::from_secs(9));
+    assert!((soon..late).contains(&took), "{took:?}");
     wire::read_exact(&second, hello.len());
     std::thread::sleep(Duration::from_secs(1));
     answer(client, second);
@@ -461,19 +457,22 @@ fn a_server_that_speaks_first_is_kept() {
 #[test]
 fn what_is_no_tls_goes_out_at_once_and_once() {
     let scene = Scene::new();
+    let mut least = Duration::MAX;
     // One byte is enough to tell.
     for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x05", b"EHLO"] {
         let (client, first) = scene.open();
         let since = Instant::now();
         wire::send(&client, said);
         assert_eq!(wire::read_exact(&first, said.len()), said);
-        assert!(since.elapsed() < Duration::from_millis(250));
+        least = least.min(since.elapsed());
         wire::reset(first);
         assert!(wire::is_reset(&client));
         let record = scene.proxy.record();
         check!(&record, "error.type": "tunnel.reset_by_server", "source.bytes": (said.len()));
         assert!(scene.relay.is_untouched());
     }
+    // What might be TLS would be waited for each time.
+    assert!(least < Duration::from_millis(250), "{least:?}");
 }
 
 #[test]
@@ -583,7 +582,7 @@ fn a_tunnel_that_is_committed_at_its_connection_is_never_replayed() {
 
 #[test]
 fn a_hop_that_failed_a_host_is_passed_over_for_a_while() {
-    let scene = Scene::of("{hops: [direct, relay], memory: {ttl: 1s}}");
+    let scene = Scene::of("{hops: [direct, relay], memory: {ttl: 3s}}");
     let hello = hello();
     let (client, second) = scene.heal(&hello);
     let failed = Instant::now();
@@ -598,7 +597,7 @@ fn a_hop_that_failed_a_host_is_passed_over_for_a_while() {
     let (record, tried) = scene.attempts();
     assert_eq!(tried, attempts(&[("relay", None)]));
     check!(&record, "egress.notes": ["tls.sni_differs_from_connect", "chain.remembered"], "http.request.resend_count": null);
-    std::thread::sleep(Duration::from_millis(1100).saturating_sub(failed.elapsed()));
+    std::thread::sleep(Duration::from_millis(3100).saturating_sub(failed.elapsed()));
     let (client, first) = scene.open();
     drop((first, client));
 }
@@ -756,11 +755,11 @@ fn a_last_hop_that_is_silent_is_ended_by_the_idle_limit_alone() {
     let (client, first) = scene.open();
     wire::send(&client, &hello);
     wire::read_exact(&first, hello.len());
+    let since = Instant::now();
     let second = scene.relayed();
     wire::read_exact(&second, hello.len());
-    let since = Instant::now();
     assert!(wire::is_fin(&client));
-    assert!(since.elapsed() >= Duration::from_millis(800));
+    assert!(since.elapsed() >= Duration::from_millis(900));
     let (record, tried) = scene.attempts();
     check!(&record, "error.type": "tls.no_server_hello", "egress.hop": "relay");
     assert_eq!(tried[0].1, "tls.no_server_hello");

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use support::origin::{self, Listening, Origin};
+use support::process::Holdings;
 use support::{DIRECT, Proxy, SOON, check, wire};
 
 /// The end of a wait that is a promise.
@@ -382,7 +383,7 @@ fn leaving_cancels_the_dial(leave: impl FnOnce(TcpStream) -> Option<TcpStream>) 
 #[test]
 fn a_silent_tunnel_ends_at_its_idle_limit() {
     let proxy = Proxy::start(
-        "version: 1\ndefaults: {timeouts: {idle: 300ms}}\nrules: []\ndefault: {direct: true}\n",
+        "version: 1\ndefaults: {timeouts: {idle: 1s}}\nrules: []\ndefault: {direct: true}\n",
     );
     let (client, server) = ends(&proxy);
     wire::send(&client, "x");
@@ -397,7 +398,7 @@ fn a_silent_tunnel_ends_at_its_idle_limit() {
         "egress.side": "proxy", "http.response.status_code": 200, "source.bytes": 1,
         "egress.tcp.client.close": "local", "egress.tcp.server.close": "local");
     assert!(
-        record["egress.idle_ms"].as_f64().unwrap() >= 300.0,
+        record["egress.idle_ms"].as_f64().unwrap() >= 1000.0,
         "{record:#}"
     );
 }
@@ -629,12 +630,14 @@ fn every_spelling_of_an_address_that_is_taken_is_recorded_in_one_form() {
 #[test]
 fn a_connection_that_has_not_asked_yet_is_not_waited_for() {
     let mut proxy = Proxy::start(DIRECT);
+    let descriptors = || Holdings::of(proxy.pid()).descriptors;
+    let before = descriptors();
     let client = proxy.connect();
-    // Connections are taken in their order: an answer on a later one shows that the first was taken.
-    let other = proxy.connect();
-    wire::send(&other, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert!(wire::read_head(&other).starts_with("HTTP/1.1 400 "));
-    drop(other);
+    // What is not taken yet when the listener closes is reset by the kernel.
+    let deadline = Instant::now() + SOON;
+    while descriptors() == before {
+        assert!(Instant::now() < deadline, "the connection is not taken");
+    }
     proxy.signal(Signal::SIGTERM);
     assert!(wire::read_text(&client).starts_with("HTTP/1.1 503 proxy.shutdown: "));
     drop(client);
@@ -649,9 +652,7 @@ fn a_connection_that_has_not_asked_yet_is_not_waited_for() {
 
 #[test]
 fn a_target_that_keeps_failing_is_refused_without_a_try_where_the_policy_says_so() {
-    let origin = Listening::new();
-    let address = origin.address;
-    drop(origin);
+    let address = Origin::nowhere();
     let proxy = Proxy::start(
         "version: 1\ndefaults: {circuit: {fails: 2, within: 1m, open: 1h}}\nrules: []\ndefault: {direct: true}\n",
     );

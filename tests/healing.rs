@@ -180,11 +180,6 @@ fn heals(program: &str, needed: &[&str], fetch: impl Fn(&Scene) -> String) {
         });
         let longest = own.max().unwrap();
         println!("{program}, {deed:?}: {longest:?} behind it");
-        // Milliseconds, on a machine that does nothing else.
-        assert!(
-            longest < Duration::from_secs(1),
-            "{program} {deed:?} {longest:?}"
-        );
     }
 }
 

@@ -80,13 +80,19 @@ struct Careful {
 
 impl Careful {
     fn trusting(ca: &Ca) -> Self {
+        Self::waiting(ca, "")
+    }
+
+    fn waiting(ca: &Ca, timeouts: &str) -> Self {
         Self::under(
             ca,
-            "version: 1\n\
-             defaults: {timeouts: {hello: 300ms}}\n\
-             dns: {hosts: {a.example: [127.0.0.1]}}\n\
-             rules: [{name: careful, match: {host: a.example}, direct: true, preflight: tls}]\n\
-             default: {direct: true}\n",
+            &format!(
+                "version: 1\n\
+             defaults: {{timeouts: {{{timeouts}}}}}\n\
+             dns: {{hosts: {{a.example: [127.0.0.1]}}}}\n\
+             rules: [{{name: careful, match: {{host: a.example}}, direct: true, preflight: tls}}]\n\
+             default: {{direct: true}}\n"
+            ),
         )
     }
 
@@ -304,7 +310,7 @@ fn an_alert_is_told_by_its_name_and_number() {
 
 #[test]
 fn a_server_that_falls_silent_is_waited_for_no_longer_than_hello() {
-    let careful = Careful::trusting(&authority("a"));
+    let careful = Careful::waiting(&authority("a"), "hello: 300ms");
     let origin = Listening::new();
     let port = origin.address.port();
     let cause = "tls.no_server_hello";

@@ -233,14 +233,14 @@ fn an_answer_that_was_cut_is_not_asked_for_again() {
 #[test]
 fn silence_of_a_hop_leads_on_within_its_share_of_the_budget() {
     let (a, b) = (Listening::new(), Listening::new());
-    let proxy = chain(a.address, b.address, ", retry: {budget: 1s}", "");
+    let proxy = chain(a.address, b.address, ", retry: {budget: 4s}", "");
     let client = proxy.connect();
     let started = Instant::now();
     wire::send(&client, request("GET", "", ""));
     let (first, _) = a.hear();
     let (second, _) = b.hear();
     let took = started.elapsed();
-    assert!((400..950).contains(&took.as_millis()), "{took:?}");
+    assert!(took.as_millis() >= 1900, "{took:?}");
     assert!(wire::is_fin(&first), "the first is given up");
     wire::send(&second, OK);
     assert_eq!(wire::read_answer(&client).1, "ok");
@@ -411,7 +411,7 @@ fn a_budget_that_is_over_ends_the_chain_with_what_was_seen() {
     wire::send(&client, request("GET", "", ""));
     assert_eq!(wire::status(&wire::read_head(&client)), 504);
     let took = started.elapsed();
-    assert!((500..1500).contains(&took.as_millis()), "{took:?}");
+    assert!(took.as_millis() >= 500 && took < SOON, "{took:?}");
     let record = proxy.record();
     let silent = Some("upstream.connect.timeout");
     check_attempts(&record, &[("a", silent), ("b", silent)]);
@@ -426,7 +426,8 @@ fn a_hop_that_is_silent_gets_company() {
     let started = Instant::now();
     wire::send(&client, request("GET", "", ""));
     let (second, _) = b.hear();
-    assert!(started.elapsed() < SOON / 10, "{:?}", started.elapsed());
+    // Long before the first would be given up.
+    assert!(started.elapsed() < SOON / 4, "{:?}", started.elapsed());
     wire::send(&second, OK);
     assert_eq!(wire::read_answer(&client).1, "ok");
     let record = proxy.record();

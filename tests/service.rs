@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -139,15 +140,23 @@ fn systemd_is_told_of_the_start_of_reloads_of_the_end_and_that_all_is_well() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
-    let told = || {
+    let (sender, messages) = channel();
+    // Read at once: who tells waits where too much is unread.
+    std::thread::spawn(move || {
         let mut room = [0; 4096];
-        let length = socket.recv(&mut room).unwrap();
-        String::from_utf8(room[..length].to_vec()).unwrap()
-    };
+        while let Ok(length) = socket.recv(&mut room) {
+            let message = String::from_utf8(room[..length].to_vec()).unwrap();
+            if sender.send(message).is_err() {
+                return;
+            }
+        }
+    });
+    let told = || messages.recv_timeout(SOON).unwrap();
     let until = |word: &str| {
         let mut before = BTreeSet::new();
+        let deadline = Instant::now() + SOON;
         loop {
+            assert!(Instant::now() < deadline, "{word} is not told");
             let message = told();
             if message.lines().any(|line| line == word) {
                 return (message, before);

@@ -99,7 +99,8 @@ fn a_client_that_waits_for_the_server_is_not_waited_for_long() {
 #[test]
 fn a_client_that_leaves_before_it_speaks_leaves_a_record() {
     let proxy = Proxy::start(
-        "version: 1\nrules:\n  - {name: filter, match: {sni: blocked.example}, block: true}\ndefault: {direct: true}\n",
+        "version: 1\ndefaults: {timeouts: {sniff: 5s}}\nrules:\n  - {name: filter, match: {sni: blocked.example}, block: true}\n\
+         default: {direct: true}\n",
     );
     drop(tunnel(&proxy, "127.0.0.1:9"));
     check!(&proxy.record(), "event.outcome": "failure", "egress.side": "client", "egress.attempts": null);

@@ -630,9 +630,9 @@ fn a_connection_that_fell_silent_is_replaced_within_the_time_of_its_hop() {
         }
     };
     for more in [
-        "defaults: {timeouts: {proxy_reply: 500ms}}\n",
+        "defaults: {timeouts: {proxy_reply: 1s}}\n",
         // What bounds it is its share of the chain's time.
-        "chains: {either: {hops: [corp, direct], retry: {budget: 2s}}}\n",
+        "chains: {either: {hops: [corp, direct], retry: {budget: 6s}}}\n",
     ] {
         let two = Two::new(&ca, silent);
         let via = if more.starts_with("chains") {

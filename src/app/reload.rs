@@ -136,11 +136,14 @@ impl Watch {
         if self.events.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
-        let latest = Instant::now() + LONGEST;
-        while Instant::now() < latest
-            && matches!(timeout(QUIET, self.events.recv()).await, Ok(Some(())))
-        {}
+        quiet(&mut self.events).await;
     }
+}
+
+/// Waits until nothing has happened for a while.
+async fn quiet(events: &mut Receiver<()>) {
+    let latest = Instant::now() + LONGEST;
+    while Instant::now() < latest && matches!(timeout(QUIET, events.recv()).await, Ok(Some(()))) {}
 }
 
 /// Whether something may have changed under one of these names. An event that names nothing may concern anything.
@@ -187,8 +190,33 @@ fn names_in(path: &Path) -> impl Iterator<Item = OsString> {
 #[cfg(test)]
 mod tests {
     use notify::event::{AccessKind, ModifyKind};
+    use tokio::time::sleep;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_slowly_is_over_when_it_is_quiet_and_nothing_is_waited_for_for_ever() {
+        for (pause, count, expected) in [(150, 5, 800), (150, 100, 2100), (250, 5, 200)] {
+            let (sender, mut events) = channel(1);
+            let begun = Instant::now();
+            let write = async {
+                for _ in 1..count {
+                    sleep(Duration::from_millis(pause)).await;
+                    sender.send(()).await.unwrap();
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = quiet(&mut events) => {}
+                () = write => {}
+            }
+            assert_eq!(
+                begun.elapsed().as_millis(),
+                expected,
+                "{count} every {pause} ms"
+            );
+        }
+    }
 
     #[test]
     fn only_the_names_that_lead_to_the_file_are_of_interest() {

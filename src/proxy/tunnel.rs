@@ -283,7 +283,6 @@ impl Standing {
             tracker,
         } = self;
         async move {
-            let _held = held;
             let enlisted = exchange.enlist(&live);
             let meter = exchange.meter();
             let end = tokio::select! {
@@ -294,6 +293,7 @@ impl Standing {
             let Some(end) = end else {
                 abort(&mut client);
                 abort(&mut server);
+                drop((client, server, held));
                 let is_shutdown = exchange.presence().cut.is_cancelled();
                 return exchange.fail(&if is_shutdown {
                     Failure::Shutdown {
@@ -312,8 +312,8 @@ impl Standing {
                 abort(&mut client);
             }
             let mut ending = Box::new(witness.ending(end, is_end_to_end));
-            // Nobody waits for a judgement.
-            drop((client, server));
+            // Nobody waits for a judgement, and whoever reads the record finds the place free.
+            drop((client, server, held));
             if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
                 ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
             }

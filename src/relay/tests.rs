@@ -397,13 +397,10 @@ async fn megabytes_pass_both_ways_at_once_unharmed() {
 }
 
 /// A tunnel through which the server pours until `stop` of its bytes have come to the client.
-async fn pour(stop: usize) -> (TcpStream, TcpStream, JoinSet<(End, Meter)>) {
+async fn pour(stop: usize, idle: Duration) -> (TcpStream, TcpStream, JoinSet<(End, Meter)>) {
     let (mut client, mut near) = connection().await;
     let (mut server, mut far) = connection().await;
-    let limits = Limits {
-        idle: Duration::from_secs(1),
-        ..LIMITS
-    };
+    let limits = Limits { idle, ..LIMITS };
     let mut running = JoinSet::new();
     running.spawn(async move {
         let meter = Meter::new();
@@ -426,7 +423,7 @@ async fn pour(stop: usize) -> (TcpStream, TcpStream, JoinSet<(End, Meter)>) {
 
 #[tokio::test]
 async fn a_client_that_stops_reading_bulk_is_what_is_waited_for() {
-    let (client, mut server, mut running) = pour(SIZE).await;
+    let (client, mut server, mut running) = pour(SIZE, Duration::from_secs(1)).await;
     let stuck = timeout(Duration::from_millis(500), async {
         loop {
             server.write_all(&[7; 16 << 10]).await.unwrap();
@@ -443,7 +440,7 @@ async fn a_client_that_stops_reading_bulk_is_what_is_waited_for() {
 #[tokio::test]
 async fn who_reset_bulk_is_told() {
     for is_client in [true, false] {
-        let (mut client, server, mut running) = pour(SIZE).await;
+        let (mut client, server, mut running) = pour(SIZE, LIMITS.idle).await;
         let other = if is_client {
             reset(client);
             server
@@ -466,7 +463,7 @@ async fn who_reset_bulk_is_told() {
 
 #[tokio::test]
 async fn a_tunnel_that_rests_has_no_pipe() {
-    let (mut client, server, mut running) = pour(SIZE).await;
+    let (mut client, server, mut running) = pour(SIZE, LIMITS.idle).await;
     let mut rest = vec![0; 64 << 10];
     in_time(REAL, async {
         // Other tests may have some.

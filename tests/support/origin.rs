@@ -1,8 +1,9 @@
 //! Servers on loopback that say exactly what a test wants said.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-
 use std::time::Instant;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -51,10 +52,20 @@ impl Origin {
         self.heard.recv_timeout(SOON).unwrap()
     }
 
-    /// An address on loopback that was free a moment ago, for a program that binds it itself.
+    /// An address on loopback that is free, for a program that binds it itself. Its port is below those that the system
+    /// gives out (`ip_local_port_range`), so that nobody gets it meanwhile.
     pub fn free() -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Tests that run as processes of their own begin far from each other.
+        let first = std::process::id().wrapping_mul(331);
+        loop {
+            let at = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+            let port = 10_000 + u16::try_from(at % 20_000).unwrap();
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            if TcpListener::bind(address).is_ok() {
+                return address;
+            }
+        }
     }
 
     /// An address on loopback where nobody listens, nor will as long as the tests run.
@@ -67,6 +78,19 @@ impl Origin {
             .unwrap()
             .as_socket()
             .unwrap()
+    }
+}
+
+/// Listens there. A program that another test starts holds the listener that was there before until it is that program.
+pub fn bind(address: SocketAddr) -> TcpListener {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            bound => return bound.unwrap(),
+        }
     }
 }
 
@@ -86,7 +110,7 @@ impl Listening {
 
     /// Listens there.
     pub fn on(address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
+        let listener = bind(address);
         SockRef::from(&listener)
             .set_read_timeout(Some(SOON))
             .unwrap();
@@ -115,7 +139,7 @@ impl Listening {
         self.listener.set_nonblocking(true).unwrap();
         let accepted = self.listener.accept();
         self.listener.set_nonblocking(false).unwrap();
-        matches!(accepted, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        matches!(accepted, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 }
 

@@ -155,14 +155,18 @@ impl Proxy {
         fs::write(&self.policy, policy).unwrap();
         self.signal(Signal::SIGHUP);
         let deadline = Instant::now() + SOON;
-        let mut last = Holdings::of(self.pid());
-        loop {
+        let (mut last, mut quiet) = (Holdings::of(self.pid()), 0);
+        // A reload may take a moment before it lets anything go.
+        while quiet < 4 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(500));
             let now = Holdings::of(self.pid());
-            if now.descriptors >= last.descriptors || Instant::now() > deadline {
-                return now;
-            }
+            quiet = if now.descriptors >= last.descriptors {
+                quiet + 1
+            } else {
+                0
+            };
             last = now;
         }
+        last
     }
 }
