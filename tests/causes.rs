@@ -875,7 +875,7 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .known()
             .late(30)
             .firewall(
-                "-A FORWARD -d ADDRESS -p tcp -m string --hex-string |00LENGTH|NAME --algo bm -j REJECT --reject-with tcp-reset",
+                "-A FORWARD -d ADDRESS -p tcp -m string --hex-string |00LENGTH|NAME --algo kmp -j REJECT --reject-with tcp-reset",
             )
             .gives(&["tls.reset_after_client_hello"], "unknown"),
         // Boxes on the way. The pause takes the handshake's own reset out of the question.
@@ -884,7 +884,7 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .often()
             .late(30)
             .firewall(
-                "-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo bm -j REJECT --reject-with tcp-reset",
+                "-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo kmp -j REJECT --reject-with tcp-reset",
             )
             .gives(&["tls.reset_after_client_hello"], "network")
             .suspects(&["sni_filtering"])
@@ -894,14 +894,14 @@ fn servers_that_misbehave_and_clients_that_refuse() {
             .known()
             .late(30)
             .firewall(
-                "-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo bm -j REJECT --reject-with tcp-reset",
+                "-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo kmp -j REJECT --reject-with tcp-reset",
             )
             .gives(&["tls.reset_after_client_hello"], "network")
             .suspects(&["sni_filtering"]),
         row("filtered-and-nothing-known", scene.good())
             .late(30)
             .firewall(
-                "-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo bm -j REJECT --reject-with tcp-reset",
+                "-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo kmp -j REJECT --reject-with tcp-reset",
             )
             .gives(&["tls.reset_after_client_hello"], "network"),
         row("whatever-is-sent-is-reset", scene.good())
@@ -915,12 +915,12 @@ fn servers_that_misbehave_and_clients_that_refuse() {
         row("blackholed", scene.good())
             .known()
             .leave_after(PATIENCE)
-            .firewall("-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo bm -j DROP")
+            .firewall("-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo kmp -j DROP")
             .gives(&["tls.client_hello_blackholed"], "network")
             .suspects(&["sni_filtering"]),
         row("blackholed-and-nothing-known", scene.good())
             .leave_after(PATIENCE)
-            .firewall("-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo bm -j DROP")
+            .firewall("-A FORWARD -d ADDRESS -p tcp -m string --string NAME --algo kmp -j DROP")
             .gives(&["tls.client_hello_blackholed"], "network"),
         row("long-hello-lost", scene.good())
             .visit(|place, stream| {

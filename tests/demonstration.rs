@@ -64,7 +64,7 @@ impl Scene {
             .within(|| Web::tls_on(origin, &ca, &[NAME, OTHER], shop(files)));
         let squid = Squid::start(&net, origin);
         net.router.iptables(&format!(
-            "-A FORWARD -p tcp --dport 443 -m string --algo bm --string {NAME} -j REJECT --reject-with tcp-reset"
+            "-A FORWARD -p tcp --dport 443 -m string --algo kmp --string {NAME} -j REJECT --reject-with tcp-reset"
         ));
         Some(Self {
             net,

@@ -97,7 +97,7 @@ fn a_reset_is_placed_between_the_hops_around_it() {
         serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stdout}{stderr}"))
     };
     let rule = format!(
-        "FORWARD -p tcp -m string --string {TARGET} --algo bm -j REJECT --reject-with tcp-reset"
+        "FORWARD -p tcp -m string --string {TARGET} --algo kmp -j REJECT --reject-with tcp-reset"
     );
     for (router, place) in [
         (&net.router, "between 10.1.0.1 (hop 1) and 10.2.0.2 (hop 2)"),

@@ -890,7 +890,7 @@ impl Firewall {
             .server
             .within(|| Web::tls_on(address, &ca, &["blocked.test"], answer));
         net.router.iptables(&format!(
-            "-A FORWARD -p tcp --dport 443 -m string --algo bm --string blocked.test -j {verdict}"
+            "-A FORWARD -p tcp --dport 443 -m string --algo kmp --string blocked.test -j {verdict}"
         ));
         let ip = address.ip();
         let policy = format!(
