@@ -75,8 +75,8 @@ document.addEventListener("submit", async (event) => {
   const wrong = form.querySelector("[role=alert]");
   const body = JSON.stringify(Object.fromEntries(new FormData(form)));
   const answer = await fetch(form.dataset.add, {method: "POST", headers: {"content-type": "application/json"}, body});
-  wrong.hidden = answer.ok;
   wrong.textContent = answer.ok ? "" : (await answer.json()).error;
+  wrong.hidden = answer.ok;
   if (answer.ok) form.reset();
   soon();
 });
