@@ -670,10 +670,22 @@ fn tail_prints_the_records_that_were_asked_for() {
     line.clear();
     machine.1.read_line(&mut line).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), record);
-    // One is told to end; the other sees the proxy's end.
-    let pid = nix::unistd::Pid::from_raw(people.0.id().try_into().unwrap());
-    nix::sys::signal::kill(pid, Signal::SIGINT).unwrap();
-    assert_eq!(people.0.wait().unwrap().code(), Some(0));
+    // Who comes late begins with what was, and hears nothing of it twice.
+    let mut late = tail(&["-n", "1", "--json"]);
+    line.clear();
+    late.1.read_line(&mut line).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), record);
+    fetch(&proxy, "http://closed.test/again");
+    let again = proxy.record();
+    line.clear();
+    late.1.read_line(&mut line).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), again);
+    // Two are told to end; the other sees the proxy's end.
+    for child in [&mut people.0, &mut late.0] {
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGINT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
     assert!(proxy.stop().0.success());
     assert_eq!(machine.0.wait().unwrap().code(), Some(5));
 }

@@ -1,5 +1,6 @@
 //! `routecause tail`
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::Args;
@@ -35,6 +36,10 @@ pub(in crate::cli) struct TailArgs {
     /// Only clients at this address or in this network.
     #[arg(long, value_name = "CIDR")]
     pub(in crate::cli) client: Option<String>,
+    /// Begin with the last so many that the proxy remembers.
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 0,
+        value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub(in crate::cli) lines: u16,
     /// Print records as JSON, one a line.
     #[arg(long)]
     pub(in crate::cli) json: bool,
@@ -48,10 +53,8 @@ pub(super) fn run(args: &TailArgs, env: &Environment) -> u8 {
         is_coloured,
         width: width.map(|(width, _)| usize::from(width.0)),
     };
-    let followed = prepare(&args.admin, env).and_then(|(runtime, proxy)| {
-        let path = format!("/v1/stream{}", query(args));
-        runtime.block_on(follow(&proxy, &path, &print))
-    });
+    let followed = prepare(&args.admin, env)
+        .and_then(|(runtime, proxy)| runtime.block_on(follow(&proxy, args, &print)));
     match followed {
         Ok(code) => code,
         Err(error) => complain(&error),
@@ -73,18 +76,34 @@ fn query(args: &TailArgs) -> String {
     let mut query = String::new();
     for (key, value) in wanted {
         if let Some(value) = value {
-            query.push(if query.is_empty() { '?' } else { '&' });
             query.push_str(key);
             query.push('=');
             query.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
+            query.push('&');
         }
     }
     query
 }
 
 /// Prints records until the reader has seen enough, somebody ends it, or the proxy ends.
-async fn follow(proxy: &Asked, path: &str, print: &Print) -> Result<u8, AskError> {
-    let mut body = proxy.get(path).await?.into_body();
+async fn follow(proxy: &Asked, args: &TailArgs, print: &Print) -> Result<u8, AskError> {
+    let query = query(args);
+    // Before what was is asked for, so that nothing falls between.
+    let mut body = proxy.get(&format!("/v1/stream?{query}")).await?.into_body();
+    let mut before = HashSet::new();
+    if args.lines > 0 {
+        let mut told = proxy
+            .json(&format!("/v1/records?{query}limit={}", args.lines))
+            .await?;
+        let records = told.get_mut("records").and_then(Value::as_array_mut);
+        // The newest comes first.
+        for record in records.into_iter().flatten().rev() {
+            if print.event("record", &record.to_string()).is_err() {
+                return Ok(0);
+            }
+            before.extend(id(record));
+        }
+    }
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return Ok(exit::FAILED);
     };
@@ -100,6 +119,12 @@ async fn follow(proxy: &Asked, path: &str, print: &Print) -> Result<u8, AskError
             return Ok(exit::UNREACHABLE);
         };
         for (name, data) in events.feed(&bytes) {
+            if !before.is_empty()
+                && serde_json::from_str(&data)
+                    .is_ok_and(|record| id(&record).is_some_and(|id| before.contains(&id)))
+            {
+                continue;
+            }
             if let Err(error) = print.event(&name, &data) {
                 if error.kind() != io::ErrorKind::BrokenPipe {
                     say!("error: write to standard output: {error}");
@@ -108,6 +133,10 @@ async fn follow(proxy: &Asked, path: &str, print: &Print) -> Result<u8, AskError
             }
         }
     }
+}
+
+fn id(record: &Value) -> Option<String> {
+    Some(record.get("event.id")?.as_str()?.to_owned())
 }
 
 async fn next(body: &mut Incoming) -> Option<bytes::Bytes> {
