@@ -140,14 +140,21 @@ impl<L: Labels> Default for Bounded<L> {
 
 type Seconds = Family<OfPhase, Histogram, fn() -> Histogram>;
 
+/// The parts of a request that are timed. Their series are found once, and not again for each request.
+const PHASES: [&str; 6] = ["dns", "connect", "upstream", "tls", "first_byte", "total"];
+
+const DIRECTIONS: [&str; 2] = ["up", "down"];
+
 /// What is counted.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Bounded<OfRequest>,
     failures: Bounded<OfFailure>,
-    seconds: Seconds,
-    bytes: Family<OfBytes, Counter>,
+    /// By [`PHASES`].
+    seconds: [Histogram; 6],
+    /// By [`DIRECTIONS`].
+    bytes: [Counter; 2],
     lookups: Bounded<OfLookup>,
     faulted: Counter,
     reloads: Family<OfReload, Counter>,
@@ -175,11 +182,13 @@ pub struct Now {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("routecause");
+        let seconds = Seconds::new_with_constructor(|| Histogram::new(BOUNDS));
+        let bytes = Family::<OfBytes, Counter>::default();
         let metrics = Self {
             requests: Bounded::default(),
             failures: Bounded::default(),
-            seconds: Seconds::new_with_constructor(|| Histogram::new(BOUNDS)),
-            bytes: Family::default(),
+            seconds: PHASES.map(|phase| seconds.get_or_create_owned(&OfPhase { phase })),
+            bytes: DIRECTIONS.map(|direction| bytes.get_or_create_owned(&OfBytes { direction })),
             lookups: Bounded::default(),
             faulted: Counter::default(),
             reloads: Family::default(),
@@ -199,13 +208,13 @@ impl Default for Metrics {
             "phase_duration",
             "How long the phases of requests took",
             Unit::Seconds,
-            metrics.seconds.clone(),
+            seconds,
         );
         registry.register_with_unit(
             "transferred",
             "Payload of requests that have ended: up from clients, down to them",
             Unit::Bytes,
-            metrics.bytes.clone(),
+            bytes,
         );
         registry.register(
             "dns_lookups",
@@ -268,27 +277,25 @@ impl Metrics {
             };
             self.failures.bump(of_failure, other);
         }
-        let phases = [
-            ("dns", record.dns_ms),
-            ("connect", record.connect_ms),
-            ("upstream", record.upstream_ms),
-            ("tls", record.tls_ms),
-            ("first_byte", record.first_byte_ms),
-            ("total", record.action.map(|_| record.total_ms)),
+        let took = [
+            record.dns_ms,
+            record.connect_ms,
+            record.upstream_ms,
+            record.tls_ms,
+            record.first_byte_ms,
+            record.action.map(|_| record.total_ms),
         ];
-        for (phase, ms) in phases {
+        for (seconds, ms) in self.seconds.iter().zip(took) {
             if let Some(ms) = ms {
-                let seconds = self.seconds.get_or_create(&OfPhase { phase });
                 seconds.observe(ms / 1000.0);
             }
         }
-        for (direction, bytes) in [
-            ("up", record.source_bytes),
-            ("down", record.destination_bytes),
-        ] {
-            self.bytes
-                .get_or_create(&OfBytes { direction })
-                .inc_by(bytes);
+        for (counter, bytes) in self
+            .bytes
+            .iter()
+            .zip([record.source_bytes, record.destination_bytes])
+        {
+            counter.inc_by(bytes);
         }
         if let Some(source) = record.dns_source {
             let rcode = record.dns_response_code.clone();

@@ -34,7 +34,7 @@ pub enum Answer {
 pub struct Passing {
     body: Incoming,
     exchange: Option<Exchange>,
-    lease: Option<(Lease, Arc<Pool>)>,
+    lease: Option<(Box<Lease>, Arc<Pool>)>,
     upload: Uploading,
     meter: Arc<Meter>,
     caller: Arc<Caller>,
@@ -48,7 +48,7 @@ impl Passing {
     pub fn new(
         body: Incoming,
         exchange: Exchange,
-        lease: (Lease, Arc<Pool>),
+        lease: (Box<Lease>, Arc<Pool>),
         upload: Uploading,
         caller: Arc<Caller>,
         limit: Duration,

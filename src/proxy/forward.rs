@@ -46,7 +46,7 @@ const MAX_INTERIM: u32 = 32;
 /// An origin's answer, and what its body needs.
 pub(super) struct Answered {
     response: Response<Incoming>,
-    lease: Lease,
+    lease: Box<Lease>,
     pool: Arc<Pool>,
     upload: Uploading,
     timeouts: Arc<Timeouts>,
@@ -231,7 +231,7 @@ impl Errand<'_> {
         mut parts: request::Parts,
         mut body: Outgoing,
         exchange: &Exchange,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<(Response<Incoming>, Box<Lease>), Failure> {
         let trail = exchange.trail();
         let mut started = Instant::now();
         let (mut lease, rest) = if let Some(lease) = self.kept(exchange, started) {
@@ -335,7 +335,7 @@ impl Errand<'_> {
     }
 
     /// A kept connection to an address that this client may still reach.
-    fn kept(&self, exchange: &Exchange, now: Instant) -> Option<Lease> {
+    fn kept(&self, exchange: &Exchange, now: Instant) -> Option<Box<Lease>> {
         let plan = self.plan;
         let policy = &self.snapshot.policy;
         let admits = |lease: &Lease| {
@@ -387,7 +387,7 @@ impl Errand<'_> {
     pub(super) async fn fresh(
         &self,
         exchange: &Exchange,
-    ) -> Result<(Lease, Option<Box<Rest>>), Failure> {
+    ) -> Result<(Box<Lease>, Option<Box<Rest>>), Failure> {
         let way = self.snapshot.route(self.id);
         let mut conn = way.dial(self.plan, exchange.trail()).await?;
         let rest = conn.rest.take();
@@ -401,7 +401,7 @@ impl Errand<'_> {
         conn: Conn,
         link: Option<Box<Link>>,
         exchange: &Exchange,
-    ) -> Result<Lease, Failure> {
+    ) -> Result<Box<Lease>, Failure> {
         let socket = conn.wire.carrier().clone();
         let heard = conn.wire.heard();
         let handshake = http1::Builder::new()
@@ -415,7 +415,7 @@ impl Errand<'_> {
                 tracing::debug!(%error, "a connection to an origin ended");
             }
         });
-        Ok(Lease {
+        Ok(Box::new(Lease {
             sender,
             socket,
             heard,
@@ -434,7 +434,7 @@ impl Errand<'_> {
             worker: exchange.presence().worker,
             way: (self.id, self.plan.dns),
             target: self.plan.target.clone(),
-        })
+        }))
     }
 
     /// Counts interim answers; holds back the body of a request that waits for a 100, and lets it go when one comes.

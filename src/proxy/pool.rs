@@ -49,7 +49,8 @@ struct Shelf {
     is_closed: bool,
 }
 
-/// A connection to send one request on. Dropped, it closes; [`Pool::give_back`] keeps it.
+/// A connection to send one request on. Dropped, it closes; [`Pool::give_back`] keeps it. In a box: it changes hands a dozen
+/// times for each request.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct Lease {
@@ -93,7 +94,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 struct Idle {
-    lease: Lease,
+    lease: Box<Lease>,
     since: Instant,
 }
 
@@ -121,7 +122,7 @@ impl Pool {
         target: &Target,
         now: Instant,
         admits: impl Fn(&Lease) -> bool,
-    ) -> Option<Lease> {
+    ) -> Option<Box<Lease>> {
         if target.zone.is_some() {
             return None;
         }
@@ -152,7 +153,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer was read whole.
-    pub fn give_back(&self, mut lease: Lease) {
+    pub fn give_back(&self, mut lease: Box<Lease>) {
         // Targets compare without their zone; a scoped address is too rare to be kept for.
         if lease.sender.is_closed() || lease.target.zone.is_some() || !lease.is_lasting {
             return;

@@ -101,10 +101,10 @@ impl Errand<'_> {
     pub(super) async fn run_over_chain(
         &self,
         (mut parts, mut body): (request::Parts, Outgoing),
-        mut lease: Lease,
+        mut lease: Box<Lease>,
         mut rest: Box<Rest>,
         exchange: &Exchange,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<(Response<Incoming>, Box<Lease>), Failure> {
         let trail = exchange.trail();
         let mut talk = self.address(&lease, &mut parts);
         loop {
@@ -277,7 +277,7 @@ impl Errand<'_> {
         rest: Box<Rest>,
         failure: Failure,
         exchange: &Exchange,
-    ) -> Result<(Lease, Box<Rest>), Failure> {
+    ) -> Result<(Box<Lease>, Box<Rest>), Failure> {
         let (conn, rest) = rest.next(failure, exchange.trail()).await?;
         let lease = self.begin(conn, Some(rest.link()), exchange).await?;
         Ok((lease, rest))
@@ -287,10 +287,10 @@ impl Errand<'_> {
     /// the new one's.
     async fn renew(
         &self,
-        lease: Lease,
+        lease: Box<Lease>,
         rest: &mut Box<Rest>,
         exchange: &Exchange,
-    ) -> Result<Lease, Failure> {
+    ) -> Result<Box<Lease>, Failure> {
         drop(lease);
         let (fresh, hops) = self.fresh(exchange).await?;
         if let Some(hops) = hops {
