@@ -240,16 +240,10 @@ impl Faulty {
                 };
                 return self.inner.dial(&plan, trail).await;
             }
-            Act::Delay { by, jitter } => {
-                let by = jittered(*by, *jitter, &self.tally);
-                sleep(by.min(limit)).await;
-                if by < limit {
+            Act::Delay { .. } | Act::Hang => {
+                if self.waits(limit).await {
                     return self.inner.dial(plan, trail).await;
                 }
-                timed_out()
-            }
-            Act::Hang => {
-                sleep(limit).await;
                 timed_out()
             }
             Act::ServFail => Unresolved::ServFail { ede: None },
@@ -288,16 +282,10 @@ impl Faulty {
             syns: None,
         };
         let error = match &self.tally.fault.act {
-            Act::Delay { by, jitter } => {
-                let by = jittered(*by, *jitter, &self.tally);
-                sleep(by.min(limit)).await;
-                if by < limit {
+            Act::Delay { .. } | Act::Hang => {
+                if self.waits(limit).await {
                     return self.inner.dial(plan, trail).await;
                 }
-                timed_out()
-            }
-            Act::Hang => {
-                sleep(limit).await;
                 timed_out()
             }
             Act::Refuse => ConnectError::Refused {
@@ -321,6 +309,16 @@ impl Faulty {
         };
         trail.tried(&attempt, classify_try(&attempt.outcome).map(name));
         Err(self.reaching(error.into()))
+    }
+
+    /// Waits as a delay or a hang does, `limit` at most: whether it is over by then.
+    async fn waits(&self, limit: Duration) -> bool {
+        let by = match self.tally.fault.act {
+            Act::Delay { by, jitter } => jittered(by, jitter, &self.tally),
+            _ => Duration::MAX,
+        };
+        sleep(by.min(limit)).await;
+        by < limit
     }
 
     /// The address that would be dialled: the first that the guards admit.
@@ -354,16 +352,10 @@ impl Faulty {
         let no_reply = || UpstreamError::NoReply { after: limit };
         let error = match &self.tally.fault.act {
             Act::Status(page) => return Err(self.answered(page, plan, trail)),
-            Act::Delay { by, jitter } => {
-                let by = jittered(*by, *jitter, &self.tally);
-                sleep(by.min(limit)).await;
-                if by < limit {
+            Act::Delay { .. } | Act::Hang => {
+                if self.waits(limit).await {
                     return Ok(conn);
                 }
-                no_reply()
-            }
-            Act::Hang => {
-                sleep(limit).await;
                 no_reply()
             }
             Act::Close => UpstreamError::Closed,
