@@ -221,7 +221,7 @@ impl Space {
     }
 
     /// Runs iptables in it, as in `-A FORWARD -p tcp --dport 443 -j DROP`. A rule that looks for a text does so by `--algo kmp`:
-    /// `bm` does not find what lies across two of the kernel's buffers (lib/ts_bm.c), as one name in a hundred does.
+    /// `bm` does not find what lies across two of the kernel's buffers (`lib/ts_bm.c`), as one name in a hundred does.
     #[track_caller]
     pub fn iptables(&self, rule: &str) {
         self.run(&format!("iptables -w {rule}"));
