@@ -230,6 +230,34 @@ fn run_gives_a_build_what_it_needs_and_its_report_names_the_step_that_failed() {
 }
 
 #[test]
+fn run_gives_a_container_what_it_needs() {
+    if !is_ready() {
+        return;
+    }
+    let scene = Scene::new("container");
+    let policy = scene.context.path().join("policy.yaml");
+    fs::write(&policy, POLICY).unwrap();
+    let report = tempfile::tempdir().unwrap();
+    let mut command = routecause();
+    command.arg("run").arg("--policy").arg(&policy);
+    command.arg("--report").arg(report.path());
+    command.args(["--", "docker", "run", "--rm", &scene.base.0, "curl", "-fsS"]);
+    let url = format!("http://files.test:{}/answer", scene.http.port());
+    let (status, stdout, stderr) = run_within(command.arg(url), BUILD);
+    assert!(status.success() && stdout == "42", "{stdout}{stderr}");
+    let records = fs::read_to_string(report.path().join("records.jsonl")).unwrap();
+    let records = [serde_json::from_str::<Value>(records.trim()).unwrap()];
+    scene.is_all_from_containers(&records);
+    expect(
+        &records,
+        "files.test",
+        scene.http.port(),
+        "forward",
+        "files",
+    );
+}
+
+#[test]
 fn compose_builds_by_the_proxy_and_an_application_has_no_other_way_out() {
     if !is_ready() || !needs::has("netns") {
         return;

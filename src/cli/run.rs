@@ -180,9 +180,9 @@ impl Run<'_> {
             )));
         }
         let mut command: Vec<OsString> = self.args.command.clone();
-        let build = docker::Build::of(&self.program, &command);
-        let bridge = match &build {
-            Some(build) if !build.is_on_host => Some(docker::Bridge::find().await?),
+        let contained = docker::Contained::of(&self.program, &command);
+        let bridge = match &contained {
+            Some(contained) if !contained.is_on_host => Some(docker::Bridge::find().await?),
             Some(_) | None => None,
         };
         if let Some(folder) = &self.args.report {
@@ -203,9 +203,9 @@ impl Run<'_> {
         let url = |address: SocketAddr| format!("http://{address}");
         let addresses = private.app.addresses().to_vec();
         let own = addresses.first().copied().map(url).unwrap_or_default();
-        if let Some(build) = &build {
+        if let Some(contained) = &contained {
             let reachable = addresses.last().copied().map(url).unwrap_or_default();
-            build.point_at(&reachable, &mut command);
+            contained.point_at(&reachable, &mut command);
         }
         let bundle = match &self.args.ca {
             Some(file) => Some(settings::Bundle::with(file)?),
@@ -279,7 +279,7 @@ impl Run<'_> {
 }
 
 impl Private {
-    /// A proxy on a free port of loopback, and on Docker's bridge where a build needs it.
+    /// A proxy on a free port of loopback, and on Docker's bridge where a container needs it.
     fn start(
         policy: &PolicyArg,
         mode: Option<RunMode>,
@@ -300,7 +300,7 @@ impl Private {
             StartError::Bind { address, .. } if !address.socket().ip().is_loopback() => Refusal::Other(
                 anyhow::Error::new(error).context(
                     "Docker's bridge is not on this machine (Docker Desktop, or a remote engine); run `routecause serve` \
-                     where the builder can reach it and pass --build-arg yourself (`routecause env --for docker-build`)",
+                     where containers can reach it, and pass its variables yourself (`routecause env --for docker-build`)",
                 ),
             ),
             StartError::Bind { .. } | StartError::Open { .. } | StartError::Tls { .. } => {

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Why a secret cannot be had. Holds nothing of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
+#[error("{message}{}", help.as_ref().map(|help| format!(": {help}")).unwrap_or_default())]
 pub struct SecretError {
     /// What is wrong, with the name of the file or program.
     pub message: String,
@@ -154,6 +154,18 @@ mod tests {
     fn a_program_gives_the_first_line_that_it_prints() {
         let secret = within(&line("printf 's3cret\\r\\nmore\\n'"), PROGRAM_LIMIT);
         assert_eq!(secret.unwrap().reveal(), "s3cret");
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_told_with_what_to_do() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(file.path(), open).unwrap();
+        let path = file.path().display();
+        assert_eq!(
+            of_file(file.path()).unwrap_err().to_string(),
+            format!("the file {path} is open to others (mode 644): chmod 600 {path}")
+        );
     }
 
     #[test]
