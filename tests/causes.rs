@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -577,6 +578,29 @@ fn suspects(record: &Value) -> Vec<&str> {
 }
 
 /// What a socket sees without the proxy, which all rows rest on.
+#[test]
+fn the_slowed_network_finds_a_text_that_segments_share_also_when_they_come_again() {
+    let Some(net) = Net::new() else { return };
+    let router = net.slowed(Duration::from_millis(1));
+    router.rule(&json!({"from": "client", "contains": "blocked.example", "drop": true}));
+    let address = net.address();
+    let listener = net
+        .server
+        .within(|| TcpListener::bind((address, 0)).unwrap());
+    let target = listener.local_addr().unwrap();
+    let client = net.client.within(|| wire::connect(target));
+    let (server, _) = listener.accept().unwrap();
+    wire::send(&client, "to blocked.");
+    assert_eq!(wire::read_exact(&server, 11), b"to blocked.");
+    wire::send(&client, "example");
+    // Longer than the kernel waits before it sends again, twice.
+    let again = Duration::from_secs(1);
+    server.set_read_timeout(Some(again)).unwrap();
+    let error = (&server).read(&mut [0; 8]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    assert!(TcpInfo::of(&client).unwrap().retransmissions > 0);
+}
+
 #[test]
 fn the_slowed_network_does_what_it_is_told() {
     let Some(scene) = Scene::new() else { return };

@@ -60,7 +60,7 @@ class Packet:
         else:
             start, self.protocol, self.source, self.destination = 40, data[6], data[8:24], data[24:40]
         self.start, self.body = start, self.data[start:]
-        self.payload, self.ports, self.flags = b"", (0, 0), 0
+        self.payload, self.ports, self.flags, self.seq = b"", (0, 0), 0, 0
         if self.protocol == TCP:
             *self.ports, self.seq, self.ack, offset, self.flags = struct.unpack("!HHIIBB", self.body[:14])
             self.payload = self.body[(offset >> 4) * 4 :]
@@ -141,7 +141,7 @@ class Router:
     def has(self, packet, text):
         """Whether a payload has a text, or its end where the payload before it ended with its beginning."""
         near = max(len(text) - 1, 0)
-        tail = self.tails.get(packet.flow, b"")
+        tail = self.tails.get(packet.flow, {}).get(packet.seq, b"")
         return text in packet.payload or text in tail[max(len(tail) - near, 0) :] + packet.payload[:near]
 
     def receive(self, packet):
@@ -162,9 +162,10 @@ class Router:
                 self.send(back, "client", packet.icmp(*rule["icmp"]))
             if "answer" in rule:
                 self.send(back, "client", packet.answer(rule["answer"], ttl))
-        # Where a segment ends is chance; the boxes that are played here put segments together.
-        if packet.payload:
-            self.tails[packet.flow] = packet.payload[-64:]
+        # Where a segment ends is chance; the boxes that are played here put segments together, also those that come again.
+        if packet.payload and packet.protocol == TCP:
+            end = (packet.seq + len(packet.payload)) & 0xFFFFFFFF
+            self.tails.setdefault(packet.flow, {})[end] = packet.payload[-64:]
         if packet.side == "client" and packet.flags & SYN:
             self.tails.pop(packet.flow, None)
             self.opening.add(packet.flow)
