@@ -6,6 +6,7 @@ mod chains;
 mod check;
 mod clients;
 mod decode;
+mod defaults;
 pub mod diag;
 mod dns;
 pub mod env;

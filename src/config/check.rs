@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan as _};
 
@@ -12,6 +11,7 @@ use super::Secrets;
 use super::chains;
 use super::clients::{self, Clients, Listeners};
 use super::decode::{At, clip, midnight};
+use super::defaults::{circuit, sniff, timeouts, timeouts_of};
 use super::diag::{Findings, Place};
 use super::dns::{self, NameServers};
 use super::env::Environment;
@@ -21,11 +21,11 @@ use super::raw;
 use super::upstreams::{DIRECT, Routes};
 use crate::pac::Script;
 use crate::policy::chain::{Commit, Retry};
-use crate::policy::flight::{SniMismatch, Sniff};
+use crate::policy::flight::SniMismatch;
 use crate::policy::guard::{Exception, Guards, Loopback};
 use crate::policy::index::Index;
 use crate::policy::matcher::{Matcher, Set};
-use crate::policy::{Action, Block, Circuit, Close, Mode, Policy, Preflight, Rule, lint};
+use crate::policy::{Action, Block, Close, Mode, Policy, Preflight, Rule, lint};
 use crate::timeouts::Timeouts;
 
 /// More rules than a person reads: each is asked in turn.
@@ -502,95 +502,6 @@ fn guards(raw: Option<&At<raw::guards::Guards>>, report: bool, context: &Context
         }));
     }
     guards
-}
-
-fn timeouts(
-    base: &Timeouts,
-    raw: Option<&At<raw::defaults::Timeouts>>,
-    findings: &mut Findings<'_>,
-) -> Timeouts {
-    match raw {
-        Some(raw) => timeouts_of(base, raw, findings),
-        None => base.clone(),
-    }
-}
-
-fn timeouts_of(
-    base: &Timeouts,
-    raw: &raw::defaults::Timeouts,
-    findings: &mut Findings<'_>,
-) -> Timeouts {
-    let or = |at: &Option<At<super::decode::Wait>>, base| at.as_ref().map_or(base, |at| at.0);
-    let connect = raw.connect.as_ref().map(|connect| &connect.0);
-    let part = |of: fn(&raw::defaults::ConnectWaits) -> &Option<At<super::decode::Wait>>, base| {
-        connect.map_or(base, |connect| or(of(connect), base))
-    };
-    let total = part(|c| &c.total, base.connect);
-    let address = part(|c| &c.address, base.connect_address);
-    if let Some(at) = connect.and_then(|connect| connect.address.as_ref())
-        && address > total
-    {
-        findings.error(
-            at.place,
-            "one address may not take longer than all together (`total`)",
-        );
-    }
-    Timeouts {
-        dns: or(&raw.dns, base.dns),
-        connect: total,
-        connect_address: address.min(total),
-        connect_stagger: part(|c| &c.stagger, base.connect_stagger),
-        proxy_reply: or(&raw.proxy_reply, base.proxy_reply),
-        hello: or(&raw.hello, base.hello),
-        first_byte: or(&raw.first_byte, base.first_byte),
-        body_idle: or(&raw.body_idle, base.body_idle),
-        idle: or(&raw.idle, base.idle),
-        max_duration: raw
-            .max_duration
-            .as_ref()
-            .map(|at| at.0)
-            .or(base.max_duration),
-        sniff: or(&raw.sniff, base.sniff),
-        head: or(&raw.head, base.head),
-        keepalive: or(&raw.keepalive, base.keepalive),
-    }
-}
-
-/// The longest time in which failures are counted, or for which a target is refused: a person who waits for more than
-/// this thinks that the target is down.
-const LONGEST_CIRCUIT: Duration = Duration::from_hours(1);
-
-fn circuit(raw: &At<raw::defaults::Circuit>, findings: &mut Findings<'_>) -> Option<Circuit> {
-    let fails = raw.fails.as_ref()?;
-    let number = u32::try_from(fails.0)
-        .ok()
-        .filter(|n| (1..=1000).contains(n));
-    if number.is_none() {
-        let message = format!("{} is no number of failures for a circuit", fails.0);
-        findings.error(fails.place, message).with_help("1 to 1000");
-    }
-    let (within, open) = (raw.within.as_ref()?, raw.open.as_ref()?);
-    for wait in [within, open] {
-        if wait.0 > LONGEST_CIRCUIT {
-            let message = "a circuit counts, and stays open, for an hour at most";
-            findings
-                .error(wait.place, message)
-                .with_help("write `1h` or less");
-        }
-    }
-    Some(Circuit {
-        fails: number?,
-        within: within.0,
-        open: open.0,
-    })
-}
-
-fn sniff(raw: Option<&At<raw::defaults::Sniff>>) -> Option<Sniff> {
-    Some(match raw?.value {
-        raw::defaults::Sniff::Auto => Sniff::Auto,
-        raw::defaults::Sniff::Always => Sniff::Always,
-        raw::defaults::Sniff::Never => Sniff::Never,
-    })
 }
 
 /// Where a rule stands, as records say it.
