@@ -5,6 +5,7 @@
 //! the target cannot be reached counts where it is given for several hosts, or where it says that the upstream
 //! itself failed.
 
+mod circuit;
 mod watched;
 
 use std::borrow::Cow;
@@ -25,13 +26,9 @@ use crate::policy::health::Health as Spec;
 use crate::policy::{Policy, Route, RouteSpec};
 use crate::timeouts::Brief;
 
+use circuit::{Change, Circuit, Leave};
+
 pub use watched::Watched;
-
-/// From so many hosts on, what an upstream says of its targets is taken for something that it suffers from itself.
-const SEVERAL_HOSTS: usize = 3;
-
-/// So many of them are remembered.
-const MOST_HOSTS: usize = 1000;
 
 /// So many turns of a hop are remembered.
 const MOST_TURNS: usize = 50;
@@ -96,31 +93,6 @@ impl State {
             Self::Drained => "drained",
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Circuit {
-    /// The failures that count, each with the cause's id.
-    fails: VecDeque<(Instant, Cow<'static, str>)>,
-    /// The hosts that it could not reach, each once.
-    hosts: VecDeque<(Instant, String)>,
-    open: Option<Open>,
-    /// It was closed by a connection alone: the next failure opens it again.
-    is_on_parole: bool,
-    /// It refuses our credentials, and that was told.
-    is_unauthorized: bool,
-    /// Probes in a row: that went well, and that did not.
-    probes: (u32, u32),
-}
-
-#[derive(Debug)]
-struct Open {
-    until: Instant,
-    last: Cow<'static, str>,
-    /// Whether it was opened by what the upstream said of several hosts.
-    by_hosts: bool,
-    /// A request is trying it.
-    is_tried: bool,
 }
 
 /// How fast connections by a hop were opened.
@@ -189,10 +161,8 @@ pub struct Pass<'h> {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if self.is_trial
-            && let Some(open) = &mut self.health.circuit().open
-        {
-            open.is_tried = false;
+        if self.is_trial {
+            self.health.circuit().give_up_trial();
         }
     }
 }
@@ -281,18 +251,14 @@ impl Health {
     /// What is thought of it, and what it failed of last.
     pub fn state(&self) -> (State, Option<Cow<'static, str>>) {
         let circuit = self.circuit();
-        let last = match &circuit.open {
-            Some(open) => Some(open.last.clone()),
-            None => circuit.fails.back().map(|(_, cause)| cause.clone()),
-        };
         let state = if self.is_drained() {
             State::Drained
-        } else if circuit.open.is_some() {
+        } else if circuit.is_open() {
             State::Down
         } else {
             State::Up
         };
-        (state, last)
+        (state, circuit.last().cloned())
     }
 
     /// When it went up and down, the latest last.
@@ -340,9 +306,7 @@ impl Health {
         if !self.known.is_troubled.load(Ordering::Relaxed) {
             return false;
         }
-        let circuit = self.circuit();
-        let open = circuit.open.as_ref();
-        open.is_some_and(|open| open.is_tried || Instant::now() < open.until)
+        self.circuit().is_shut(Instant::now())
     }
 
     /// Asks for leave to dial. It is denied where it is drained or the circuit is open, and `passes_over` says that something else may serve;
@@ -357,19 +321,18 @@ impl Health {
             });
         }
         let mut is_trial = false;
-        if self.known.is_troubled.load(Ordering::Relaxed)
-            && let Some(open) = &mut self.circuit().open
-        {
-            let left = open.until.saturating_duration_since(Instant::now());
-            if left.is_zero() && !open.is_tried {
-                open.is_tried = true;
-                is_trial = true;
-            } else if passes_over {
-                return Err(Failure::UpstreamCircuitOpen {
-                    upstream: self.name.clone(),
-                    last: open.last.clone(),
-                    retry: (!open.is_tried).then_some(left),
-                });
+        if self.known.is_troubled.load(Ordering::Relaxed) {
+            match self.circuit().admit(Instant::now()) {
+                Leave::Free => {}
+                Leave::Trial => is_trial = true,
+                Leave::Shut { last, retry } if passes_over => {
+                    return Err(Failure::UpstreamCircuitOpen {
+                        upstream: self.name.clone(),
+                        last,
+                        retry,
+                    });
+                }
+                Leave::Shut { .. } => {}
             }
         }
         Ok(Pass {
@@ -384,26 +347,17 @@ impl Health {
             return;
         }
         let mut circuit = self.circuit();
-        let was_open = circuit.open.is_some();
-        *circuit = Circuit::default();
+        let change = circuit.forget();
         self.known.is_troubled.store(false, Ordering::Relaxed);
         drop(circuit);
-        if was_open {
-            self.tell_up();
-        }
+        self.tell(change);
     }
 
     /// Notes that a connection to the upstream stands, on which nothing was asked yet.
     fn reached(&self) {
-        if !self.known.is_troubled.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut circuit = self.circuit();
-        if circuit.open.take().is_some() {
-            circuit.fails.clear();
-            circuit.is_on_parole = true;
-            drop(circuit);
-            self.tell_up();
+        if self.known.is_troubled.load(Ordering::Relaxed) {
+            let change = self.circuit().reached();
+            self.tell(change);
         }
     }
 
@@ -415,7 +369,7 @@ impl Health {
             Evidence::Gateway => self.count(cause, Some(host)),
             Evidence::Unauthorized => {
                 self.answered();
-                if !std::mem::replace(&mut self.troubled().is_unauthorized, true) {
+                if self.troubled().refuses_us() {
                     tracing::info!(
                         "upstream {} does not take our credentials: {cause}",
                         self.name
@@ -429,81 +383,18 @@ impl Health {
 
     /// Notes that the upstream is there, whatever it said.
     fn answered(&self) {
-        if !self.known.is_troubled.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut circuit = self.circuit();
-        circuit.fails.clear();
-        circuit.is_on_parole = false;
-        if circuit.open.take().is_some() {
-            drop(circuit);
-            self.tell_up();
+        if self.known.is_troubled.load(Ordering::Relaxed) {
+            let change = self.circuit().answered();
+            self.tell(change);
         }
     }
 
     /// Counts a failure; of one that speaks of a target only where it is one of several.
     fn count(&self, cause: Cow<'static, str>, host: Option<&str>) {
-        let now = Instant::now();
-        let timeout = self.spec.fail_timeout;
-        let mut circuit = self.troubled();
-        let is_old = |since: Instant| now.duration_since(since) > timeout;
-        circuit.fails.retain(|(at, _)| !is_old(*at));
-        circuit.hosts.retain(|(at, _)| !is_old(*at));
-        let mut from_hosts = 0;
-        if let Some(host) = host {
-            // It answered: what it was not reached by before is over.
-            circuit.fails.clear();
-            circuit.hosts.retain(|(_, known)| known != host);
-            circuit.hosts.push_back((now, host.to_owned()));
-            if circuit.hosts.len() > MOST_HOSTS {
-                circuit.hosts.pop_front();
-            }
-            from_hosts = circuit.hosts.len();
-            let was_by_hosts = circuit.open.as_ref().is_some_and(|open| open.by_hosts);
-            if from_hosts < SEVERAL_HOSTS && !was_by_hosts {
-                // It speaks of its target alone: the upstream is up.
-                circuit.is_on_parole = false;
-                if circuit.open.take().is_some() {
-                    drop(circuit);
-                    self.tell_up();
-                }
-                return;
-            }
-        } else {
-            circuit.fails.push_back((now, cause.clone()));
-            if circuit.fails.len() > self.spec.max_fails as usize {
-                circuit.fails.pop_front();
-            }
-        }
-        let by_hosts = host.is_some();
-        if let Some(open) = &mut circuit.open {
-            // What is tried while the circuit is open, for want of another way, says nothing new.
-            if open.is_tried || now >= open.until {
-                open.until = now + timeout;
-                open.is_tried = false;
-            }
-            open.last = cause;
-            open.by_hosts |= by_hosts;
-            return;
-        }
-        let count = circuit.fails.len().max(from_hosts);
-        if count < self.spec.max_fails as usize && !circuit.is_on_parole {
-            return;
-        }
-        let first = match host {
-            Some(_) => circuit.hosts.front().map(|(at, _)| *at),
-            None => circuit.fails.front().map(|(at, _)| *at),
-        };
-        circuit.is_on_parole = false;
-        circuit.open = Some(Open {
-            until: now + timeout,
-            last: cause.clone(),
-            by_hosts,
-            is_tried: false,
-        });
-        drop(circuit);
-        let span = first.map_or(Duration::ZERO, |first| now.duration_since(first));
-        self.tell_down(&cause, count, span);
+        let change = self
+            .troubled()
+            .failed(Instant::now(), &self.spec, cause, host);
+        self.tell(change);
     }
 
     /// Notes how a probe went.
@@ -511,65 +402,46 @@ impl Health {
         let Some(probe) = &self.spec.probe else {
             return;
         };
-        let failure = match outcome {
-            Ok(()) => None,
+        let mut circuit = self.circuit();
+        let change = match outcome {
+            Ok(()) => circuit.probe_went_well(probe.rise),
             Err(failure) => match Evidence::of(failure) {
-                Evidence::Down | Evidence::Gateway => Some(classify(failure).id()),
+                Evidence::Down | Evidence::Gateway => {
+                    self.known.is_troubled.store(true, Ordering::Relaxed);
+                    let cause = classify(failure).id();
+                    circuit.probe_failed(Instant::now(), &self.spec, probe.every, cause)
+                }
                 // What it refuses us, or we ourselves lack, is not its health.
-                Evidence::Unauthorized | Evidence::Answered | Evidence::Nothing => return,
+                Evidence::Unauthorized | Evidence::Answered | Evidence::Nothing => None,
             },
         };
-        let now = Instant::now();
-        let mut circuit = self.circuit();
-        let Some(cause) = failure else {
-            circuit.probes = (circuit.probes.0.saturating_add(1), 0);
-            if circuit.open.is_some() && circuit.probes.0 >= probe.rise {
-                *circuit = Circuit::default();
-                self.known.is_troubled.store(false, Ordering::Relaxed);
-                drop(circuit);
-                self.tell_up();
-            }
-            return;
-        };
-        self.known.is_troubled.store(true, Ordering::Relaxed);
-        circuit.probes = (0, circuit.probes.1.saturating_add(1));
-        let until = now + self.spec.fail_timeout;
-        if let Some(open) = &mut circuit.open {
-            open.until = until;
-            open.last = cause;
-            return;
+        if let Some(Change::Up) = change {
+            self.known.is_troubled.store(false, Ordering::Relaxed);
         }
-        let count = circuit.probes.1;
-        if count < self.spec.max_fails {
-            return;
-        }
-        circuit.open = Some(Open {
-            until,
-            last: cause.clone(),
-            by_hosts: false,
-            is_tried: false,
-        });
         drop(circuit);
-        let span = probe.every * count.saturating_sub(1);
-        self.tell_down(&cause, count as usize, span);
+        self.tell(change);
     }
 
-    fn tell_down(&self, cause: &str, count: usize, span: Duration) {
-        let often = match count {
-            0 | 1 => String::new(),
-            count => format!(", {count} times in {}", Brief(span)),
-        };
-        let wait = Brief(self.spec.fail_timeout);
-        self.turn(State::Down, Some(cause.to_owned().into()));
-        tracing::info!(
-            "upstream {} is down: {cause}{often}; next try in {wait}",
-            self.name
-        );
-    }
-
-    fn tell_up(&self) {
-        self.turn(State::Up, None);
-        tracing::info!("upstream {} is up again", self.name);
+    fn tell(&self, change: Option<Change>) {
+        match change {
+            None => {}
+            Some(Change::Up) => {
+                self.turn(State::Up, None);
+                tracing::info!("upstream {} is up again", self.name);
+            }
+            Some(Change::Down { cause, count, span }) => {
+                let often = match count {
+                    0 | 1 => String::new(),
+                    count => format!(", {count} times in {}", Brief(span)),
+                };
+                let wait = Brief(self.spec.fail_timeout);
+                tracing::info!(
+                    "upstream {} is down: {cause}{often}; next try in {wait}",
+                    self.name
+                );
+                self.turn(State::Down, Some(cause));
+            }
+        }
     }
 
     /// Counts one more connection in use.
