@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod auth;
 mod decide;
+mod errand;
 mod forward;
 pub mod headers;
 mod introduce;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::{Response, request};
 use hyper::body::Incoming;
 
-use super::forward::{Errand, by_upstream, reply_of};
+use super::errand::{Errand, by_upstream};
+use super::forward::reply_of;
 use super::headers;
 use super::pool::Lease;
 use super::replay::Copy;

@@ -14,7 +14,8 @@ use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::forward::{Errand, Unanswered, by_upstream, failed, is_of_upstream, reply_of};
+use super::errand::{Errand, Unanswered, by_upstream, failed};
+use super::forward::{is_of_upstream, reply_of};
 use super::headers;
 use super::introduce::{Introduction, KEPT};
 use super::pool::Lease;
