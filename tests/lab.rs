@@ -503,14 +503,8 @@ fn a_reset_is_named_by_every_client_and_the_next_try_goes_well() {
         let mut records = scene.lab.records(2);
         records.sort_by_key(|record| !record["egress.fault"].is_null());
         check!(&records[0], "egress.fault": null);
-        // Who ends without having read the server's last word of TLS resets: its kernel says that there was more.
-        let end = &records[0]["error.type"];
-        assert!(
-            end.is_null()
-                || end == "client.reset" && records[0]["egress.tcp.server.close"] == "fin",
-            "{:#}",
-            records[0]
-        );
+        // Who ends without having read the server's last word of TLS resets; it was served all the same.
+        check!(&records[0], "error.type": null, "event.outcome": "success");
         check!(&records[1], "error.type": "tls.reset_after_client_hello", "egress.phase": "tls",
             "egress.fault": ["reset at client_hello"]);
     }

@@ -32,6 +32,9 @@ const TOO_LATE: f64 = 1.3;
 /// What the kernel's coarse clock may be off by, over two of its marks.
 const TICKS: Duration = Duration::from_millis(10);
 
+/// More bytes than a `close_notify` of TLS takes.
+const LAST_WORD: u64 = 64;
+
 /// How late we may hear of a reset without thinking anything of it.
 const LATENESS: Duration = Duration::from_millis(1);
 
@@ -309,6 +312,8 @@ fn of_data(ending: &Ending) -> Cause {
         Reason::ClientFin => Kind::CloseClientFin,
         Reason::ServerFin => Kind::CloseServerFin,
         Reason::BothFin => Kind::CloseBoth,
+        // The server had said all, and the client got it: one that closes without reading the last of it resets.
+        Reason::ClientReset(_) if has_all(ending) => Kind::CloseServerFin,
         Reason::ClientReset(_) | Reason::ClientError(_) => Kind::ClientReset,
         Reason::ServerReset(_) => {
             let is_forgotten = ending.server.is_some_and(|info| !info.is_all_acked());
@@ -323,6 +328,16 @@ fn of_data(ending: &Ending) -> Cause {
         Reason::Expired { .. } => Kind::TunnelMaxDuration,
     };
     kind.into()
+}
+
+/// Whether the server ended in order, and the client got all that it sent, but for a last word perhaps: a reset acknowledges
+/// nothing.
+fn has_all(ending: &Ending) -> bool {
+    let end = &ending.end;
+    let is_acked = ending
+        .client
+        .is_some_and(|info| info.unsent == 0 && info.unacked_bytes() <= LAST_WORD);
+    end.server == Close::Fin && !end.waiting.client_to_read && is_acked
 }
 
 fn of_error(error: io::ErrorKind, idle: Duration) -> Kind {
@@ -555,6 +570,21 @@ mod tests {
             &ending(State::T5, Reason::ServerFin, 60),
             "tls.handshake_timeout",
         );
+    }
+
+    #[test]
+    fn a_client_that_resets_behind_the_servers_end_has_lost_nothing() {
+        let reset = || Reason::ClientReset(io::ErrorKind::ConnectionReset.into());
+        let mut left = ending(State::T7, reset(), 0);
+        left.client = Some(info(5000, 4977));
+        check(&left, "client.reset");
+        left.end.server = Close::Fin;
+        check(&left, "close.server_fin");
+        left.client = Some(info(5000, 4000));
+        check(&left, "client.reset");
+        left.client = Some(info(5000, 5001));
+        left.end.waiting.client_to_read = true;
+        check(&left, "client.reset");
     }
 
     #[test]

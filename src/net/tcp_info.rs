@@ -141,6 +141,11 @@ impl TcpInfo {
         self.bytes_acked > self.payload_sent()
     }
 
+    /// Payload bytes sent that the peer has not acknowledged, as far as it was heard.
+    pub fn unacked_bytes(&self) -> u64 {
+        (self.payload_sent() + 1).saturating_sub(self.bytes_acked)
+    }
+
     /// From the connection to the data that was sent on it, by the kernel's own clock: exact to some ticks however late the
     /// process learned of the connection. `None` where the peer acknowledged more than the SYN, or data was sent again.
     pub fn connected_before_sent(&self) -> Option<Duration> {
