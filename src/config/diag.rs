@@ -415,11 +415,20 @@ impl<'t> Findings<'t> {
         self.list
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a place that was just found in it")]
     fn push(&mut self, severity: Severity, place: Place, message: String) -> &mut Diagnostic {
-        if self.list.len() >= MOST && severity == Severity::Error {
-            self.untold += 1;
-        }
-        if self.list.len() >= MOST {
+        let is_full = self.list.len() >= MOST;
+        // What keeps a policy from being used is told before what does not.
+        let in_place_of = match severity {
+            Severity::Error if is_full && self.untold == 0 => {
+                self.list.iter().rposition(|d| !d.is_error())
+            }
+            Severity::Error | Severity::Warning => None,
+        };
+        if is_full && in_place_of.is_none() {
+            if severity == Severity::Error {
+                self.untold += 1;
+            }
             return &mut self.spare;
         }
         let told = Diagnostic {
@@ -427,10 +436,13 @@ impl<'t> Findings<'t> {
             excerpt: self.excerpt(place),
             ..Diagnostic::new(self.file(place), Some(place), message)
         };
-        self.list.push(told);
-        let last = self.list.len() - 1;
-        #[expect(clippy::indexing_slicing, reason = "pushed just above")]
-        &mut self.list[last]
+        let at = in_place_of.unwrap_or(self.list.len());
+        if at == self.list.len() {
+            self.list.push(told);
+        } else {
+            self.list[at] = told;
+        }
+        &mut self.list[at]
     }
 
     /// A line of the file as it may be shown: no secrets, no control characters, no endless width.

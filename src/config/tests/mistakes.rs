@@ -277,6 +277,25 @@ fn a_flood_of_mistakes_is_bounded() {
 }
 
 #[test]
+fn a_flood_of_warnings_hides_no_mistake() {
+    let rules = (0..200).map(|n| {
+        format!("  - {{name: r{n}, match: {{host: h{n}.example}}, block: true, timeouts: {{dns: 1s}}}}\n")
+    });
+    let policy = |default: &str| {
+        let rules: String = rules.clone().collect();
+        format!("version: 1\nrules:\n{rules}default: {{{default}}}\n")
+    };
+    assert_eq!(loaded(&policy("direct: true")).warnings.len(), 100);
+    let report = try_load(&policy("via: crop"), &Environment::default()).unwrap_err();
+    assert!(
+        report
+            .diagnostics
+            .iter()
+            .any(|told| told.message.contains("crop"))
+    );
+}
+
+#[test]
 fn a_byte_order_mark_is_fine() {
     let loaded = loaded("\u{feff}version: 1\ndefault: {direct: true}\n");
     assert!(loaded.policy.rules.is_empty() && loaded.warnings.is_empty());
