@@ -407,6 +407,13 @@ fn a_rule_in_report_mode_only_says_what_it_would_do() {
     );
     check!(&tunnel(&proxy, &origin, origin.address),
         "event.outcome": "success", "egress.would": "trial", "egress.rule": "default");
+    // One that would only set its options sets none: what it would try finds no TLS there.
+    let proxy = Proxy::start(
+        "version: 1\nrules:\n  - {name: try, match: {ip: 127.0.0.1}, continue: true, preflight: tls, mode: report}\n\
+         default: {direct: true}\n",
+    );
+    check!(&tunnel(&proxy, &origin, origin.address),
+        "event.outcome": "success", "egress.would": "try", "egress.rule": "default");
 }
 
 #[test]

@@ -6,6 +6,23 @@ use super::matcher::Unknown;
 use super::{Query, Scheme};
 use crate::target::{Host, Target};
 
+/// How a request of HTTP begins.
+const METHODS: [&[u8]; 10] = [
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"CONNECT ",
+    b"OPTIONS ",
+    b"PATCH ",
+    b"TRACE ",
+    b"PRI * ",
+];
+
+/// How SSH does (RFC 4253, section 4.2).
+const SSH: &[u8] = b"SSH-";
+
 /// What was seen of a tunnel's first flight, once [`Needs::FirstFlight`](super::Needs) was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flight {
@@ -17,7 +34,7 @@ pub enum Flight {
     Ssh,
     /// Anything else.
     Other,
-    /// The beginning of a ClientHello whose rest did not come in time: which name it would ask for is not known.
+    /// The beginning of a ClientHello whose rest did not come in time or cannot be read: which name it asks for is not known.
     Unfinished,
     /// Nothing came within `timeouts.sniff`: the server speaks first, or the client hesitates. It counts as `other`, and as
     /// a flight without SNI and ALPN.
@@ -98,21 +115,22 @@ impl Flight {
         })
     }
 
-    /// What is no ClientHello, by how it begins.
+    /// What is no ClientHello that can be read, by how it begins. What may still become a greeting counts as that one: who
+    /// waits with the rest of it shall not get past a rule by that.
     pub fn of_bytes(bytes: &[u8]) -> Self {
-        const METHODS: &[&str] = &[
-            "GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "OPTIONS ", "PATCH ", "TRACE ", "PRI * ",
-        ];
-        let begins = |with: &str| bytes.starts_with(with.as_bytes());
-        if bytes.is_empty() {
-            Self::Silent
-        } else if begins("SSH-") {
-            Self::Ssh
-        } else if METHODS.iter().any(|method| begins(method)) {
-            Self::Http
-        } else {
-            Self::Other
+        match bytes {
+            [] => Self::Silent,
+            [0x16, 0x03, ..] => Self::Unfinished,
+            _ if is_alike(bytes, SSH) => Self::Ssh,
+            _ if METHODS.iter().any(|method| is_alike(bytes, method)) => Self::Http,
+            _ => Self::Other,
         }
+    }
+
+    /// Whether more bytes would tell what a flight without TLS is that begins so.
+    pub fn is_open(bytes: &[u8]) -> bool {
+        let mut greetings = METHODS.iter().chain([&SSH]);
+        greetings.any(|greeting| bytes.len() < greeting.len() && greeting.starts_with(bytes))
     }
 
     /// What usually comes first in a tunnel to a target: TLS at 443, SSH at 22, HTTP at 80, else nothing.
@@ -165,6 +183,14 @@ impl Flight {
     }
 }
 
+/// Whether one begins as the other does, as far as both go.
+fn is_alike(bytes: &[u8], greeting: &[u8]) -> bool {
+    bytes
+        .iter()
+        .zip(greeting)
+        .all(|(byte, other)| byte == other)
+}
+
 impl Query<'_> {
     /// The first flight, or why it is not known.
     pub(super) fn flight(&self) -> Result<&Flight, Unknown> {
@@ -209,6 +235,33 @@ mod tests {
         for flight in [Flight::Http, Flight::Ssh, Flight::Silent, Flight::Hidden] {
             assert!(!flight.differs_from(&host));
         }
+    }
+
+    #[test]
+    fn a_flight_is_told_by_how_it_begins_however_it_is_cut() {
+        for (greeting, told) in [
+            (&b"SSH-2.0-OpenSSH_9.6\r\n"[..], Flight::Ssh),
+            (b"GET / HTTP/1.1\r\n", Flight::Http),
+            (b"CONNECT a.example:443 HTTP/1.1\r\n", Flight::Http),
+            (b"PRI * HTTP/2.0\r\n", Flight::Http),
+            // A ClientHello that is longer than any is.
+            (&[22, 3, 1, 255, 255, 1, 2, 0, 0], Flight::Unfinished),
+        ] {
+            for cut in 1..=greeting.len() {
+                let begun = &greeting[..cut];
+                let is_partial_tls = begun == [22];
+                assert!(
+                    Flight::of_bytes(begun) == told || is_partial_tls,
+                    "{begun:?}"
+                );
+            }
+        }
+        for other in [&b"EHLO a"[..], b"SSL", b"get /", b"\0"] {
+            assert_eq!(Flight::of_bytes(other), Flight::Other, "{other:?}");
+            assert!(!Flight::is_open(other), "{other:?}");
+        }
+        assert!(Flight::is_open(b"S") && Flight::is_open(b"P") && Flight::is_open(b"GET"));
+        assert!(!Flight::is_open(b"SSH-") && !Flight::is_open(b"GET /"));
     }
 
     #[test]

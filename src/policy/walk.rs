@@ -318,8 +318,7 @@ impl Policy {
                 }
                 Truth::True => {}
             }
-            let reports = rule.mode == Mode::Report || blocks && self.report;
-            if reports && !matches!(rule.action, Action::Continue) {
+            if rule.mode == Mode::Report || blocks && self.report {
                 note(rule, Note::Would);
                 walk.would(WouldAt::Rule(at));
                 continue;
@@ -377,6 +376,13 @@ impl Policy {
         if query.scheme == Scheme::Http {
             walk.preflight = None;
         }
+        let port = query.target.port;
+        if is_never_port(port) && !rule.matcher.names_port(port) {
+            if !self.report {
+                return self.decided(walk, Some(rule), Verdict::Deny(Denial::Port));
+            }
+            walk.would(WouldAt::Port);
+        }
         match self.check_sni(query) {
             Ok(()) => {}
             Err(None) => return Step::Needs(Needs::FirstFlight),
@@ -384,13 +390,6 @@ impl Policy {
                 return self.decided(walk, None, Verdict::Deny(Denial::Guard(Guard::SniMismatch)));
             }
             Err(Some(_)) => walk.would(WouldAt::Guard(Guard::SniMismatch)),
-        }
-        let port = query.target.port;
-        if is_never_port(port) && !rule.matcher.names_port(port) {
-            if !self.report {
-                return self.decided(walk, Some(rule), Verdict::Deny(Denial::Port));
-            }
-            walk.would(WouldAt::Port);
         }
         let route = match query.scheme {
             Scheme::Http => routes.http,
