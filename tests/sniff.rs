@@ -149,6 +149,32 @@ fn a_tunnel_that_is_refused_anyway_is_not_granted_to_see_it_speak() {
     wire::send(&client, "CONNECT a.example:443 HTTP/1.1\r\n\r\n");
     assert_eq!(wire::status(&wire::read_head(&client)), 403);
     check!(&proxy.record(), "error.type": "policy.denied.default");
+    // A port says enough.
+    let proxy = Proxy::start(
+        "version: 1\nguards: {sni_mismatch: block}\nrules: []\ndefault: {direct: true}\n",
+    );
+    let client = proxy.connect();
+    wire::send(&client, "CONNECT a.example:25 HTTP/1.1\r\n\r\n");
+    assert_eq!(wire::status(&wire::read_head(&client)), 403);
+    check!(&proxy.record(), "error.type": "policy.denied.port");
+}
+
+#[test]
+fn a_greeting_that_comes_in_pieces_is_the_same_greeting() {
+    let proxy = Proxy::start(
+        "version: 1\ndefaults: {timeouts: {sniff: 5s}}\nrules:\n  - {name: shell, match: {proto: [ssh, http]}, block: true}\ndefault: {direct: true}\n",
+    );
+    let origin = Listening::new();
+    for greeting in ["SSH-2.0-test\r\n", "GET / HTTP/1.1\r\n\r\n"] {
+        let client = tunnel(&proxy, &origin.address.to_string());
+        for byte in greeting.chars().take(4) {
+            wire::send(&client, byte.to_string());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(wire::is_reset(&client), "{greeting}");
+        check!(&proxy.record(), "egress.rule": "shell", "error.type": "policy.denied.sni");
+    }
+    assert!(origin.is_untouched());
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::net::places::Held;
 use crate::net::socket::Departure;
 use crate::net::wire::Wire;
 use crate::policy::chain::OnExhausted;
+use crate::policy::flight as policy;
 use crate::relay::{Close, Early, End, Reason, Waiting, Watch as _, with_scratch};
 use crate::route::Conn;
 use crate::route::chain::Rest;
@@ -94,7 +95,7 @@ impl Unsettled {
     }
 }
 
-/// Reads what a client says first: until it is whole, opaque, or it says nothing for `silence`, or takes longer than that
+/// Reads what a client says first: until it can be told what it is, or it says nothing for `silence`, or takes longer than that
 /// behind its first byte, and longer than it may in any case.
 ///
 /// # Errors
@@ -105,7 +106,9 @@ pub(super) async fn first_flight(
     silence: Duration,
 ) -> Result<(), Departure> {
     let mut deadline = Instant::now() + silence;
-    while matches!(flight.stage(), Stage::Silence | Stage::Partial) {
+    while matches!(flight.stage(), Stage::Silence | Stage::Partial)
+        || policy::Flight::is_open(flight.bytes())
+    {
         let was_silent = flight.stage() == Stage::Silence;
         let read = poll_fn(|cx| with_scratch(|scratch| poll_read(client, cx, scratch)));
         tokio::select! {
