@@ -206,6 +206,8 @@ fn connections_of(limit: u64) -> u64 {
 pub struct App {
     proxy: Arc<Proxy>,
     own: Vec<SocketAddr>,
+    /// What tells of the proxy: a client of ours must not come to it as if we had asked.
+    admin: Option<SocketAddr>,
     places: Vec<ListenAt>,
     doors: Vec<Arc<Door>>,
     /// When each worker was last seen at work.
@@ -218,11 +220,13 @@ pub struct App {
 }
 
 impl App {
-    /// Puts a policy to work behind bound listeners, and serves. Its hops lead into `world` where there is one.
+    /// Puts a policy to work behind bound listeners, and serves; what tells of it listens at `admin`. Its hops lead into `world`
+    /// where there is one.
     pub fn start(
         bound: Bound,
         settings: &Settings,
-        policy: Policy,
+        admin: Option<SocketAddr>,
+        mut policy: Policy,
         resolver: &Resolver,
         observer: Arc<dyn Observe>,
         world: Option<Arc<dyn World>>,
@@ -233,15 +237,8 @@ impl App {
             name: settings.name.clone(),
             via: Via::new(draw_pseudonym()),
         };
-        let snapshot = snapshot(
-            policy,
-            settings,
-            &own,
-            resolver,
-            count,
-            None,
-            world.as_ref(),
-        );
+        policy.guards.own = own.iter().copied().chain(admin).collect();
+        let snapshot = snapshot(policy, settings, resolver, count, None, world.as_ref());
         let tracker = TaskTracker::new();
         let snapshot = ArcSwap::from_pointee(snapshot);
         let memory = Arc::new(Memory::new(observer));
@@ -286,6 +283,7 @@ impl App {
         Ok(Self {
             proxy,
             own,
+            admin,
             places,
             doors,
             beats,
@@ -322,13 +320,13 @@ impl App {
     }
 
     /// Puts another policy to work. Requests that are under way keep the one that they began with.
-    pub fn replace(&self, policy: Policy, settings: &Settings) {
+    pub fn replace(&self, mut policy: Policy, settings: &Settings) {
+        policy.guards.own = self.own.iter().copied().chain(self.admin).collect();
         let before = self.proxy.snapshot.load_full();
         let (resolver, workers) = (before.names.resolver(), before.pools.len());
         let snapshot = snapshot(
             policy,
             settings,
-            &self.own,
             resolver,
             workers,
             Some(&before),
@@ -381,15 +379,13 @@ impl App {
 }
 
 fn snapshot(
-    mut policy: Policy,
+    policy: Policy,
     settings: &Settings,
-    own: &[SocketAddr],
     resolver: &Resolver,
     workers: usize,
     before: Option<&Snapshot>,
     world: Option<&Arc<dyn World>>,
 ) -> Snapshot {
-    policy.guards.own = own.to_vec();
     let allow_from = settings.allow_from.clone();
     let users = settings.users.as_ref();
     let pools = Pool::of_workers(workers, connections(settings));

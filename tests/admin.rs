@@ -5,6 +5,7 @@ mod support;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -392,8 +393,13 @@ fn the_policy_at_work_explains_itself() {
 
 #[test]
 fn a_drained_upstream_is_passed_over_until_it_is_enabled() {
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    let corp = Origin::answering(answer);
+    // Its connections are kept.
+    let corp = Origin::serving(|mut stream| {
+        let head = wire::read_head(&stream);
+        wire::send(&stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        let _ = stream.read(&mut [0]);
+        head
+    });
     let policy = format!(
         "version: 1\nupstreams: {{corp: {{url: \"http://{}\"}}}}\n\
          rules: [{{name: all, match: {{domain: test}}, via: \"corp|direct\"}}]\n\
@@ -502,6 +508,36 @@ fn a_page_of_another_site_is_turned_away() {
         csp.starts_with("default-src 'none'") && csp.contains("frame-ancestors 'none'"),
         "{csp}"
     );
+}
+
+#[test]
+fn without_a_token_only_who_runs_it_and_root_may_change_it() {
+    if needs::lacks("root") || needs::lacks("curl") {
+        return;
+    }
+    let (proxy, at) = start(POLICY);
+    let ask = |user: u32, method: &str, path: &str| {
+        let mut curl = Command::new("curl");
+        curl.uid(user)
+            .args(["--noproxy", "*", "-s", "-w", "\n%{http_code}", "-X", method]);
+        let (_, out, _) = run(curl.arg(format!("http://{at}{path}")));
+        out
+    };
+    assert!(ask(65534, "GET", "/v1/status").ends_with("\n200"));
+    for (method, path) in [
+        ("POST", "/v1/faults/reset"),
+        ("POST", "/v1/policy/check"),
+        ("PUT", "/v1/policy"),
+    ] {
+        let told = ask(65534, method, path);
+        assert!(
+            told.ends_with("\n403") && told.contains("--admin-token-file"),
+            "{told}"
+        );
+    }
+    assert!(ask(0, "POST", "/v1/faults/reset").ends_with("\n200"));
+    // Through the proxy nobody comes to it as if the proxy itself had asked.
+    assert_eq!(fetch(&proxy, &format!("http://{at}/v1/status")), 508);
 }
 
 #[test]

@@ -14,15 +14,26 @@ use http::header::{
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use nix::unistd::{Uid, geteuid};
 use sha2::{Digest as _, Sha256};
 
 use super::problem::Problem;
+use crate::net::local::user_of;
 use crate::secret::Secret;
 use crate::target::canonical_ip;
 
 /// What pages may do: everything comes from here, and nothing stands in a page but markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The two ends of a connection by which requests come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    /// Theirs.
+    pub(super) peer: SocketAddr,
+    /// Ours.
+    pub(super) local: SocketAddr,
+}
 
 /// What a request must show.
 #[derive(Debug)]
@@ -41,14 +52,27 @@ impl Gate {
         }
     }
 
-    /// Looks at a request's method and fields.
-    fn admit(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
+    /// Looks at a request's method and fields; `user` says whose it is, where anybody knows.
+    fn admit(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        user: impl FnOnce() -> Option<u32>,
+    ) -> Result<(), Problem> {
         self.check_host(headers)?;
         check_site(method, headers)?;
         if matches!(path, "/healthz" | "/readyz") {
             return Ok(());
         }
-        self.check_token(headers)
+        if self.token.is_some() {
+            return self.check_token(headers);
+        }
+        // The file of a Unix socket is for its owner alone.
+        if self.address.is_none() || is_safe(method) {
+            return Ok(());
+        }
+        check_user(user())
     }
 
     /// A name that was made to lead here (DNS rebinding) is none of ours. Where other machines can reach us, under names
@@ -101,13 +125,30 @@ fn check_site(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
             return forbidden("the request comes of a page of another site");
         }
     }
-    let is_safe = matches!(*method, Method::GET | Method::HEAD);
     let field = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     match field("sec-fetch-site") {
         None | Some("same-origin" | "none") => Ok(()),
-        Some(_) if is_safe && field("sec-fetch-mode") == Some("navigate") => Ok(()),
+        Some(_) if is_safe(method) && field("sec-fetch-mode") == Some("navigate") => Ok(()),
         Some(_) => forbidden("the request comes of a page of another site"),
     }
+}
+
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Without a token, what changes something, or reads files that a policy names, is for whoever could do so anyway: who may
+/// write the policy may name programs in it, and those run as us.
+fn check_user(user: Option<u32>) -> Result<(), Problem> {
+    let own = geteuid();
+    if user.is_some_and(|user| Uid::from_raw(user) == own || Uid::from_raw(user).is_root()) {
+        return Ok(());
+    }
+    let detail = format!(
+        "without an admin token this is for the user who runs the proxy (uid {own}) and root: set --admin-token-file, or \
+         put the listener at a socket with --admin unix:PATH"
+    );
+    Err(Problem::new(StatusCode::FORBIDDEN, detail))
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str> {
@@ -134,7 +175,14 @@ fn digest(text: &str) -> [u8; 32] {
 
 /// Stands in front of everything.
 pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    let admitted = gate.admit(request.method(), request.uri().path(), request.headers());
+    let user = || {
+        let Ends { peer, local } = request.extensions().get::<Ends>().copied()?;
+        let user = user_of(peer, local)
+            .inspect_err(|error| tracing::warn!(%error, "find out who asks the admin listener"));
+        user.ok().flatten()
+    };
+    let (method, path) = (request.method(), request.uri().path());
+    let admitted = gate.admit(method, path, request.headers(), user);
     let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
@@ -174,7 +222,7 @@ mod tests {
             let name: http::HeaderName = name.parse().unwrap();
             headers.insert(name, value.parse().unwrap());
         }
-        let admitted = gate.admit(method, path, &headers);
+        let admitted = gate.admit(method, path, &headers, || Some(geteuid().as_raw()));
         admitted.map_or_else(
             |problem| problem.into_response().status().as_u16(),
             |()| 200,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::guard::Ends;
 use super::{Gate, Station, router};
 use crate::app::AdminSettings;
 use crate::config::{AdminAddress, Environment};
@@ -192,14 +193,16 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Listening {
-    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+    /// The next connection, and its ends where it has addresses.
+    async fn accept(&self) -> io::Result<(Box<dyn Io>, Option<Ends>)> {
         Ok(match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Box::new(stream)
+                let local = stream.local_addr()?;
+                (Box::new(stream), Some(Ends { peer, local }))
             }
-            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener) => (Box::new(listener.accept().await?.0), None),
         })
     }
 }
@@ -211,15 +214,20 @@ async fn accept(listener: Listening, router: Router) {
         let Ok(place) = room.clone().acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
+        let (stream, ends) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "accept an admin connection");
                 sleep(REST).await;
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let router = router.clone();
+        let router = match ends {
+            Some(ends) => router.layer(Extension(ends)),
+            None => router,
+        };
+        let service = TowerToHyperService::new(router);
         tasks.spawn(async move {
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -338,7 +338,8 @@ impl Private {
         };
         let gathering = Arc::new(Gathering::new(log.clone()));
         let resolver = Resolver::from_system();
-        let app = App::start(bound, &settings, policy, &resolver, gathering.clone(), None)
+        let observer = gathering.clone();
+        let app = App::start(bound, &settings, None, policy, &resolver, observer, None)
             .map_err(|error| anyhow::Error::new(error).context("start the workers"))?;
         Ok(Self {
             app,

@@ -228,6 +228,7 @@ async fn serve(
     let app = App::start(
         bound,
         &settings,
+        admin.as_ref().and_then(|admin| admin.address().socket()),
         policy,
         &Resolver::from_system(),
         observer,

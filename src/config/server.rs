@@ -169,6 +169,16 @@ pub enum AdminAddress {
     Unix(PathBuf),
 }
 
+impl AdminAddress {
+    /// Its address and port, where it has them.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Off | Self::Unix(_) => None,
+        }
+    }
+}
+
 impl FromStr for AdminAddress {
     type Err = String;
 

@@ -359,6 +359,7 @@ fn start_proxy(
     let app = App::start(
         bound,
         &settings,
+        None,
         policy,
         &Resolver::from_system().trusting(roots),
         kept.clone(),

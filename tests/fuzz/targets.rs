@@ -259,6 +259,7 @@ impl Whole {
         let app = App::start(
             bound,
             &settings,
+            None,
             direct(),
             &Resolver::from_system(),
             Arc::new(Nobody),
