@@ -4,6 +4,7 @@ mod support;
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
@@ -23,10 +24,15 @@ use tokio_rustls::client::TlsStream;
 
 /// A proxy whose listener speaks TLS, and its authority.
 fn start(more: &str) -> (Proxy, Ca) {
+    start_under(DIRECT, more)
+}
+
+/// The same under another policy.
+fn start_under(policy: &str, more: &str) -> (Proxy, Ca) {
     let ca = Ca::new();
     let identity = ca.identity(Leaf::Good, "localhost");
     let policy = format!(
-        "{DIRECT}server: {{listen: [{{address: '127.0.0.1:0', tls: {{cert: cert.pem, key: key.pem}}}}]{more}}}\n"
+        "{policy}server: {{listen: [{{address: '127.0.0.1:0', tls: {{cert: cert.pem, key: key.pem}}}}]{more}}}\n"
     );
     let proxy = Proxy::under(&policy)
         .file("cert.pem", &identity.chain_pem())
@@ -142,6 +148,35 @@ async fn requests_leave_as_http_1_and_their_answers_come_back() {
     assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
     assert!(origin.heard().ends_with("abc"));
     check!(&proxy.record(), "event.outcome": "success");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_not_idle_while_an_answer_comes() {
+    let policy = format!("{DIRECT}defaults: {{timeouts: {{keepalive: 100ms}}}}\n");
+    let (proxy, ca) = start_under(&policy, "");
+    let origin = Origin::serving(|stream| {
+        let head = wire::read_head(&stream);
+        wire::send(&stream, "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n");
+        for byte in "overdone".chars() {
+            std::thread::sleep(Duration::from_millis(100));
+            wire::send(&stream, byte.to_string());
+        }
+        head
+    });
+    let mut sender = client(&proxy, &ca).await;
+    let asked = request(Method::GET, &format!("http://{}/", origin.address));
+    let (answer, _) = sender.send_request(asked, true).unwrap();
+    assert_eq!(body(answer.await.unwrap().into_body()).await, b"overdone");
+    check!(&proxy.record(), "event.outcome": "success");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_nothing_has_the_time_of_a_head() {
+    let policy = format!("{DIRECT}defaults: {{timeouts: {{head: 300ms}}}}\n");
+    let (proxy, ca) = start_under(&policy, "");
+    let (_sender, connection) = begin(&proxy, &ca).await;
+    let _ = timeout(SOON, connection).await.unwrap();
+    check!(&proxy.record(), "error.type": "client.request_timeout", "event.outcome": "unknown");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! HTTP/2 with a client: many requests and tunnels on one connection (RFC 9113).
 //!
 //! Floods are bounded: 100 streams at once, 64 KiB for a head, 20 streams reset before they were looked at; each stream
-//! takes a place among the connections.
+//! takes a place among the connections until its answer is out.
 //!
 //! A tunnel that breaks ends its stream with a reset (CANCEL). A client that cancels its stream is taken for one that ended its
 //! direction in order: hyper tells no difference.
@@ -9,12 +9,12 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
@@ -22,14 +22,16 @@ use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::room::Room;
+use crate::cause::Phase;
 use crate::exchange::{Exchange, Presence};
-use crate::failure::{Failure, HeadError};
+use crate::failure::{Failure, FirstBytes, HeadError};
 use crate::net::socket::Socket;
 use crate::net::wire::{Inside, Wire};
 use crate::proxy::answer::{self, Answer};
@@ -79,10 +81,40 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tracked {
 }
 
 /// The streams of a connection.
-#[derive(Debug, Default)]
-struct Streams {
-    open: AtomicUsize,
-    begun: AtomicUsize,
+#[derive(Debug)]
+struct Streams(Mutex<Count>);
+
+#[derive(Debug)]
+struct Count {
+    open: usize,
+    has_begun: bool,
+    /// Since when none is open.
+    idle: Instant,
+}
+
+impl Streams {
+    fn none() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Count {
+            open: 0,
+            has_begun: false,
+            idle: Instant::now(),
+        })))
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was ever one.
+    fn has_begun(&self) -> bool {
+        self.count().has_begun
+    }
+
+    /// Since when none is open; nothing where one is.
+    fn idle_since(&self) -> Option<Instant> {
+        let count = self.count();
+        (count.open == 0).then_some(count.idle)
+    }
 }
 
 /// A stream that is open.
@@ -91,15 +123,46 @@ struct Open(Arc<Streams>);
 
 impl Open {
     fn begin(streams: &Arc<Streams>) -> Self {
-        streams.open.fetch_add(1, Ordering::Relaxed);
-        streams.begun.fetch_add(1, Ordering::Relaxed);
+        let mut count = streams.count();
+        count.open += 1;
+        count.has_begun = true;
+        drop(count);
         Self(streams.clone())
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        let mut count = self.0.count();
+        count.open -= 1;
+        count.idle = Instant::now();
+    }
+}
+
+/// An answer on its way in a stream, which is open until it is out.
+struct Streamed {
+    answer: Answer,
+    /// Where the stream becomes a tunnel, that holds it.
+    _held: Option<(Open, OwnedSemaphorePermit)>,
+}
+
+impl Body for Streamed {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Pin::new(&mut self.get_mut().answer).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.answer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
     }
 }
 
@@ -117,7 +180,7 @@ pub(super) async fn serve(
     closing: CancellationToken,
 ) {
     let socket = wire.carrier().clone();
-    let streams = Arc::<Streams>::default();
+    let streams = Streams::none();
     let tracker = proxy.tracker.clone();
     let service = {
         let (proxy, presence, streams) = (proxy.clone(), presence.clone(), streams.clone());
@@ -142,45 +205,70 @@ pub(super) async fn serve(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(wire), service));
-    let keepalive = proxy.snapshot.load().policy.timeouts.keepalive;
-    let mut idle = pin!(sleep(keepalive));
+    let timeouts = proxy.snapshot.load().policy.timeouts.clone();
+    let (head, keepalive) = (timeouts.head, timeouts.keepalive);
+    let mut idle = pin!(sleep(head));
     let mut closed = pin!(closing.cancelled());
     let mut cut = pin!(presence.cut.cancelled());
     let mut is_closing = false;
+    let mut is_draining = false;
     let ended = poll_fn(|cx| {
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Some(ended));
+            return Poll::Ready(Ended::Http(ended));
         }
         if cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(None);
+            return Poll::Ready(Ended::Cut);
         }
-        if !is_closing && closed.as_mut().poll(cx).is_ready() {
-            is_closing = true;
+        if !is_draining && closed.as_mut().poll(cx).is_ready() {
+            (is_closing, is_draining) = (true, true);
             connection.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
         }
         while idle.as_mut().poll(cx).is_ready() {
-            let is_idle = streams.open.load(Ordering::Relaxed) == 0;
-            if is_idle && is_closing {
-                return Poll::Ready(None);
-            }
-            if is_idle {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-                cx.waker().wake_by_ref();
-            }
-            idle.as_mut().reset(Instant::now() + keepalive);
+            let now = Instant::now();
+            let next = match streams.idle_since() {
+                None => now + keepalive,
+                Some(_) if is_closing || !streams.has_begun() => return Poll::Ready(Ended::Idle),
+                Some(since) if now < since + keepalive => since + keepalive,
+                Some(_) => {
+                    is_closing = true;
+                    connection.as_mut().graceful_shutdown();
+                    cx.waker().wake_by_ref();
+                    now + keepalive
+                }
+            };
+            idle.as_mut().reset(next);
         }
         Poll::Pending
     })
     .await;
-    if streams.begun.load(Ordering::Relaxed) == 0 {
-        let failure = match ended {
-            Some(Err(error)) => HeadError::Broken(error),
-            Some(Ok(())) | None => HeadError::Empty,
-        };
-        Exchange::open(proxy.observer.clone(), presence.clone()).fail(&failure.into());
+    if streams.has_begun() {
+        return;
     }
+    let failure = match ended {
+        Ended::Http(Err(error)) => HeadError::Broken(error).into(),
+        _ if is_draining || presence.cut.is_cancelled() => {
+            let phase = Phase::Client;
+            Failure::Shutdown { phase }
+        }
+        Ended::Http(Ok(())) | Ended::Cut => HeadError::Empty.into(),
+        Ended::Idle => HeadError::TimedOut {
+            after: head,
+            first: FirstBytes::default(),
+        }
+        .into(),
+    };
+    Exchange::open(proxy.observer.clone(), presence.clone()).fail(&failure);
+}
+
+/// How a connection ended.
+enum Ended {
+    /// By the rules of HTTP, for better or worse.
+    Http(hyper::Result<()>),
+    /// Nothing was asked on it for too long.
+    Idle,
+    /// The process cuts what is left.
+    Cut,
 }
 
 /// One request of several.
@@ -192,7 +280,7 @@ struct Stream {
 }
 
 impl Stream {
-    async fn serve(self, mut request: Request<Incoming>) -> Result<Response<Answer>, Unanswered> {
+    async fn serve(self, mut request: Request<Incoming>) -> Result<Response<Streamed>, Unanswered> {
         let Self {
             proxy,
             room,
@@ -201,7 +289,12 @@ impl Stream {
         } = self;
         let place = match room.enter() {
             Ok(place) => place,
-            Err(failure) => return Ok(proxy.refuse(&caller, &failure)),
+            Err(failure) => {
+                return Ok(proxy.refuse(&caller, &failure).map(|answer| Streamed {
+                    answer,
+                    _held: None,
+                }));
+            }
         };
         let upgrade =
             (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
@@ -213,14 +306,18 @@ impl Stream {
         })
         .await?;
         let sending = SENDING.try_with(Arc::clone).unwrap_or_default();
+        let mut held = Some((open, place));
         if let (Some(tunnel), Some(upgrade)) = (caller.take_tunnel(), upgrade) {
-            let tracker = proxy.tracker.clone();
+            let (tracker, held) = (proxy.tracker.clone(), held.take());
             tracker.spawn(async move {
                 run(tunnel, upgrade, &proxy, &caller.socket, sending).await;
-                drop((open, place));
+                drop(held);
             });
         }
-        Ok(response)
+        Ok(response.map(|answer| Streamed {
+            answer,
+            _held: held,
+        }))
     }
 }
 
