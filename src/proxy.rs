@@ -237,8 +237,11 @@ impl Proxy {
         exchange: &mut Exchange,
         route: &mut Option<Arc<str>>,
     ) -> Result<Served, Failure> {
+        let target = Target::from_connect(&parts.uri).map_err(RequestError::from)?;
+        exchange.targets(&target);
+        self.enter(exchange.presence())?;
         let wish = Wish {
-            target: Target::from_connect(&parts.uri).map_err(RequestError::from)?,
+            target,
             headers: Some(&parts.headers),
             given: given(&parts.headers),
             via: headers::via_of(parts, &self.identity.via),
@@ -253,7 +256,7 @@ impl Proxy {
     /// Opens the way of a tunnel, whatever the client asked for it in; or leaves it open until the client has spoken, where
     /// a rule wants to see that.
     ///
-    /// A client that leaves before it stands, by FIN or RST, ends the dial.
+    /// The client has entered. One that leaves before it stands, by FIN or RST, ends the dial.
     pub(crate) async fn open_tunnel(
         &self,
         wish: Wish<'_>,
@@ -402,15 +405,9 @@ impl Proxy {
         failure
     }
 
-    /// Lets in who may use the proxy, and takes the policy that the request keeps.
-    async fn admit(
-        &self,
-        headers: Option<&HeaderMap>,
-        given: Given,
-        exchange: &mut Exchange,
-    ) -> Result<(Arc<Snapshot>, Claim), Failure> {
-        let snapshot = self.snapshot.load_full();
-        let presence = exchange.presence().clone();
+    /// Lets in whom the proxy is open to, as often as they may ask: before it is looked at who they are.
+    pub(crate) fn enter(&self, presence: &Presence) -> Result<(), Failure> {
+        let snapshot = self.snapshot.load();
         let client = &presence.client;
         let is_open = snapshot.allow_from.is_empty() && presence.is_known();
         let is_named = || {
@@ -432,7 +429,17 @@ impl Proxy {
             };
             return Err(denied.into());
         }
-        self.quotas.begin(client.ip())?;
+        self.quotas.begin(client.ip()).map_err(Failure::from)
+    }
+
+    /// Finds out who has entered, and takes the policy that the request keeps.
+    async fn admit(
+        &self,
+        headers: Option<&HeaderMap>,
+        given: Given,
+        exchange: &mut Exchange,
+    ) -> Result<(Arc<Snapshot>, Claim), Failure> {
+        let snapshot = self.snapshot.load_full();
         let claim = auth::identify(&snapshot, given, &self.tracker, exchange).await?;
         if let Some(headers) = headers {
             headers::check_loop(headers, &self.identity.via)?;

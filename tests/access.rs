@@ -669,6 +669,30 @@ fn a_balancer_says_for_whom_it_connects() {
 }
 
 #[test]
+fn passwords_are_not_tried_for_clients_that_may_not_come() {
+    let policy = BALANCED.replace("allow_from:", "auth: {users: users.txt}, allow_from:");
+    let proxy = Proxy::under(&policy)
+        .file("users.txt", &user("alice", PASSWORD))
+        .listening_as_written()
+        .start();
+    let client = proxy.connect();
+    let words = [
+        &b"PROXY TCP4 198.51.100.7 192.0.2.1 1234 3128\r\n"[..],
+        &[5, 1, 2],
+    ];
+    wire::send(&client, words.concat());
+    assert_eq!(wire::read_exact(&client, 2), [5, 2]);
+    let length = u8::try_from(PASSWORD.len()).unwrap();
+    wire::send(
+        &client,
+        [&[1, 5][..], b"alice", &[length], PASSWORD.as_bytes()].concat(),
+    );
+    let answer = wire::read_to_end(&client);
+    assert!(answer[0] == 1 && answer[1] != 0, "{answer:?}");
+    check!(&proxy.record(), "egress.rule": "server.allow_from");
+}
+
+#[test]
 fn whoever_is_no_balancer_cannot_say_so() {
     let proxy = Proxy::under(&BALANCED.replace("[127.0.0.1]", "[192.0.2.99]"))
         .listening_as_written()

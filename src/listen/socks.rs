@@ -18,6 +18,7 @@ use crate::exchange::{Exchange, Presence};
 use crate::failure::staged::Staged;
 use crate::failure::{Failure, FirstBytes, HeadError, RequestError, Stranger, classify};
 use crate::net::wire::Wire;
+use crate::policy::Close;
 use crate::proxy::tunnel::Tunnel;
 use crate::proxy::{Proxy, Wish};
 use crate::secret::Secret;
@@ -120,7 +121,7 @@ pub(super) async fn speak(
         Err(failure) => {
             let last = last_word(&failure);
             let has_left = matches!(failure, Failure::ClientGone { .. });
-            if failure.staged().is_some_and(Staged::is_reset)
+            if is_reset(&failure)
                 && let Err(error) = wire.abort_on_close()
             {
                 tracing::debug!(%error, "set a client to end with a reset");
@@ -189,6 +190,11 @@ impl Talk<'_> {
             return Err(RequestError::SocksCommand(command).into());
         }
         let target = self.target(kind).await?;
+        // Whoever gave a name entered with it.
+        if matches!(given, Given::Nothing) {
+            exchange.targets(&target);
+            self.proxy.enter(exchange.presence())?;
+        }
         Ok(Asked { target, given })
     }
 
@@ -209,7 +215,10 @@ impl Talk<'_> {
             name: text(&name),
             password: Secret::new(text(&password)),
         };
-        let checked = self.proxy.check(&credentials, exchange).await;
+        let checked = match self.proxy.enter(exchange.presence()) {
+            Ok(()) => self.proxy.check(&credentials, exchange).await,
+            Err(refused) => Err(refused),
+        };
         self.say(&[USER_VERSION, u8::from(checked.is_err())])
             .await?;
         checked.map(|()| credentials)
@@ -280,12 +289,19 @@ fn last_word(failure: &Failure) -> Option<Vec<u8>> {
         Failure::Stranger(Stranger::Nameless) => Some(vec![VERSION, NO_METHOD]),
         // A wrong password was told of already.
         Failure::Stranger(_) | Failure::Head(_) | Failure::ClientGone { .. } => None,
+        failure if is_reset(failure) => None,
         // An answer of HTTP means nothing here, and is told by its cause.
         failure if failure.staged().is_some_and(Staged::is_silent) => None,
         Failure::Request(RequestError::SocksCommand(_)) => Some(message(reply::COMMAND)),
         Failure::Request(RequestError::SocksAddress(_)) => Some(message(reply::ADDRESS_TYPE)),
         other => Some(message(reply_to(classify(other)))),
     }
+}
+
+/// Whether the client is to see a reset, and no word.
+fn is_reset(failure: &Failure) -> bool {
+    let is_denied = matches!(failure, Failure::Denied(denied) if denied.close == Close::Rst);
+    is_denied || failure.staged().is_some_and(Staged::is_reset)
 }
 
 /// The reply that comes nearest to a cause, by its class in RFC 9209.

@@ -12,17 +12,17 @@ use hyper_util::rt::TokioIo;
 
 use super::answer::{Answer, Open, Passing};
 use super::decide::{Ask, Verdict, Walked, decide};
-use super::errand::{Errand, by_upstream};
+use super::errand::Errand;
 use super::headers::{self, Wishes};
 use super::pool::{Lease, Pool};
-use super::respond::{RECORD, Whole};
+use super::respond::Whole;
 use super::tunnel::{Ends, Opened};
 use super::upload::{Outgoing, Uploading};
 use super::{Agreed, Caller, Proxy, Served, given};
 use crate::exchange::Exchange;
 use crate::failure::{Failure, MalformedAnswer, OriginError, RequestError};
 use crate::net::places::Held;
-use crate::net::upstream::{self, Reply, UpstreamError};
+use crate::net::upstream::{self, Reply};
 use crate::net::wire::Wire;
 use crate::record::trace::{TRACEPARENT, Trace};
 use crate::route::{Conn, Form};
@@ -51,6 +51,7 @@ impl Proxy {
         let target = Target::from_absolute(&parts.uri).map_err(RequestError::from)?;
         exchange.targets(&target);
         headers::check_host(&parts, &target, 80).map_err(RequestError::from)?;
+        self.enter(exchange.presence())?;
         let given = given(&parts.headers);
         let (snapshot, claim) = self.admit(Some(&parts.headers), given, exchange).await?;
         let ask = Ask::plain(&parts, &target, &claim);
@@ -89,21 +90,6 @@ impl Proxy {
             let hop = (lease.hop.clone(), lease.held);
             let upgrade = self.upgrade(response, &wishes, is_end_to_end, hop, plan.timeouts);
             return Box::pin(upgrade).await;
-        }
-        // A 407 is never passed on: the client would send us, or whoever asks, the wrong credentials. An upstream's was
-        // answered, or was the end.
-        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return Err(OriginError::AskedForProxyCredentials.into());
-        }
-        if let Form::Absolute { upstream, .. } = &lease.form
-            && is_of_upstream(&response)
-        {
-            let (reply, _) = Box::pin(reply_of(response)).await;
-            exchange.trail().replied(&reply);
-            return Err(by_upstream(
-                upstream,
-                UpstreamError::Refused(Box::new(reply)),
-            ));
         }
         let (mut head, body) = response.into_parts();
         headers::pass_back(&mut head, &self.identity.via);
@@ -219,14 +205,6 @@ impl Answered {
         }
         Response::from_parts(parts, Answer::Passing(Box::new(passing), open))
     }
-}
-
-/// Whether an upstream answered in the origin's place: squid and we ourselves sign the refusals and errors that are our own.
-/// `Proxy-Status` alone does not tell, since whoever stands before an origin sends it too.
-pub(super) fn is_of_upstream(response: &Response<Incoming>) -> bool {
-    let headers = response.headers();
-    let is_refusal = matches!(response.status().as_u16(), 403 | 429 | 451 | 500..);
-    is_refusal && (headers.contains_key("x-squid-error") || headers.contains_key(RECORD))
 }
 
 /// An upstream's own answer to a plain request, as its answer to CONNECT would be; and whether all of it was read.
