@@ -242,6 +242,9 @@ pub enum MalformedAnswer {
     /// The parser's word.
     #[error(transparent)]
     Parse(hyper::Error),
+    /// Nobody had asked for anything yet.
+    #[error("bytes came before the request was sent")]
+    Unasked,
     /// Nobody asked for an upgrade.
     #[error("101 without a request to upgrade")]
     UnaskedUpgrade,

@@ -464,6 +464,12 @@ fn a_plain_request_that_an_upstream_does_not_answer_has_the_same_causes() {
             502,
         ),
         (
+            "HTTP/1.1 503 X\r\nX-Squid-Error: ERR_CANNOT_FORWARD 0\r\nContent-Length: 0\r\n\r\n",
+            false,
+            "upstream.reported.unavailable",
+            503,
+        ),
+        (
             "HTTP/1.1 407 Auth\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n",
             false,
             "upstream.auth_required",
@@ -487,9 +493,11 @@ fn a_plain_request_that_an_upstream_does_not_answer_has_the_same_causes() {
             "{head}"
         );
         assert_eq!(wire::field(&head, "proxy-authenticate"), None, "{head}");
-        check!(&proxy.record(),
+        let record = proxy.record();
+        check!(&record,
             "event.outcome": "failure", "error.type": cause, "egress.phase": "upstream", "egress.side": "upstream",
             "egress.hop": "corp");
+        check!(&record["egress.attempts"][0], "hop": "corp", "cause": cause);
     }
 }
 

@@ -12,11 +12,13 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::Proxy;
+use super::forward::reply_of;
 use super::headers::Wishes;
 use super::introduce::{Introduction, KEPT};
 use super::patience::Alarm;
 use super::pool::{Lease, Pool};
 use super::replay::Copy;
+use super::respond::RECORD;
 use super::upload::{Outgoing, Upload};
 use crate::cause::Phase;
 use crate::exchange::{Exchange, Trail};
@@ -25,6 +27,7 @@ use crate::net::socket::reset_behind;
 use crate::net::upstream::UpstreamError;
 use crate::policy::RouteId;
 use crate::route::chain::{Link, Rest};
+use crate::route::health::Health;
 use crate::route::{Conn, Form, Plan};
 use crate::snapshot::Snapshot;
 
@@ -108,8 +111,15 @@ impl Errand<'_> {
                         asked.accepted(&mut lease);
                     }
                     trail.first_byte(started.elapsed());
-                    self.watch(&lease, None);
-                    return Ok((response, lease));
+                    let judged = match refusal(&response, &lease.form) {
+                        None => Ok(response),
+                        Some(by) => Err(Box::pin(by.read(response, trail)).await),
+                    };
+                    if let Err(failure) = &judged {
+                        trail.last_try_failed(classify(failure));
+                    }
+                    self.watch(&lease, judged.as_ref().err());
+                    return Ok((judged?, lease));
                 }
                 (Err(unanswered), _) => unanswered,
             };
@@ -145,7 +155,7 @@ impl Errand<'_> {
     }
 
     /// Tells an upstream's health what became of a request. A kept connection may have been closed before it was used: that it
-    /// failed says nothing.
+    /// ended says nothing.
     pub(super) fn watch(&self, lease: &Lease, failure: Option<&Failure>) {
         let Form::Absolute { .. } = &lease.form else {
             return;
@@ -155,7 +165,10 @@ impl Errand<'_> {
         };
         match failure {
             None => health.served(),
-            Some(_) if lease.reused => {}
+            Some(Failure::Upstream {
+                error: UpstreamError::Closed | UpstreamError::Reset { .. },
+                ..
+            }) if lease.reused => {}
             Some(failure) => health.failed(failure, &self.plan.target.host.to_string()),
         }
     }
@@ -169,6 +182,11 @@ impl Errand<'_> {
             if let Some(link) = &lease.link
                 && !link.is_due(&plan.target.host)
             {
+                return false;
+            }
+            // Who dials knows whether anything else may serve.
+            let health = self.snapshot.health(self.id, &lease.hop);
+            if health.is_some_and(Health::is_drained) {
                 return false;
             }
             if !policy.may_share(self.id, &lease.hop, plan.client.ip()) {
@@ -228,6 +246,10 @@ impl Errand<'_> {
         link: Option<Box<Link>>,
         exchange: &Exchange,
     ) -> Result<Box<Lease>, Failure> {
+        if !conn.early.is_empty() {
+            let unasked = OriginError::Malformed(MalformedAnswer::Unasked);
+            return Err(failed(unasked.into(), &conn.form, exchange.trail()));
+        }
         let socket = conn.wire.carrier().clone();
         let heard = conn.wire.heard();
         let handshake = http1::Builder::new()
@@ -324,6 +346,44 @@ impl Errand<'_> {
         match self.upload.end() {
             Some(end) => end.failure(),
             None => origin_error(error).into(),
+        }
+    }
+}
+
+/// Who refuses in an answer that is not passed on.
+pub(super) enum Refusal {
+    /// The upstream: squid and we ourselves sign the refusals and errors that are our own. `Proxy-Status` alone does not tell,
+    /// since whoever stands before an origin sends it too.
+    Upstream(Arc<str>),
+    /// The origin asks for a proxy's credentials: the client would send us, or whoever asks, the wrong ones.
+    Origin,
+}
+
+/// Whether an answer is no origin's to pass on. An upstream's 407 was answered before, or was the end.
+pub(super) fn refusal(response: &Response<Incoming>, form: &Form) -> Option<Refusal> {
+    let (status, headers) = (response.status(), response.headers());
+    match form {
+        Form::Origin => {
+            (status == StatusCode::PROXY_AUTHENTICATION_REQUIRED).then_some(Refusal::Origin)
+        }
+        Form::Absolute { upstream, .. } => {
+            let is_refusal = matches!(status.as_u16(), 403 | 429 | 451 | 500..);
+            let is_signed = headers.contains_key("x-squid-error") || headers.contains_key(RECORD);
+            (is_refusal && is_signed).then(|| Refusal::Upstream(upstream.clone()))
+        }
+    }
+}
+
+impl Refusal {
+    /// The failure that it is.
+    pub(super) async fn read(self, response: Response<Incoming>, trail: &Trail) -> Failure {
+        match self {
+            Self::Origin => OriginError::AskedForProxyCredentials.into(),
+            Self::Upstream(upstream) => {
+                let (reply, _) = reply_of(response).await;
+                trail.replied(&reply);
+                by_upstream(&upstream, UpstreamError::Refused(Box::new(reply)))
+            }
         }
     }
 }

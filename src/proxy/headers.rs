@@ -50,6 +50,9 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// What a proxy says of the credentials that it was given; for whoever gave them alone (RFC 9110, section 11.7.3).
+const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+
 /// Fields that `Connection` cannot name: without them the message would mean something else.
 static END_TO_END: [HeaderName; 6] = [
     HOST,
@@ -138,7 +141,7 @@ pub fn via_of(parts: &request::Parts, via: &Via) -> String {
 }
 
 /// Fields of a request that say something to its intermediaries. Most requests have none.
-static FOR_US: [HeaderName; 10] = [
+static FOR_US: [HeaderName; 11] = [
     CONNECTION,
     PROXY_CONNECTION,
     KEEP_ALIVE,
@@ -148,6 +151,7 @@ static FOR_US: [HeaderName; 10] = [
     HTTP2_SETTINGS,
     header::EXPECT,
     PROXY_AUTHENTICATE,
+    PROXY_AUTHENTICATION_INFO,
     PROXY_AUTHORIZATION,
 ];
 
@@ -274,7 +278,7 @@ pub fn pass_back(parts: &mut response::Parts, via: &Via) {
     parts.version = Version::HTTP_11;
 }
 
-/// The fields that a TRACE may show to whoever sent it (RFC 9110, section 9.3.8).
+/// The fields that a TRACE may not show, even to whoever sent it (RFC 9110, section 9.3.8).
 pub fn is_secret(name: &HeaderName) -> bool {
     [header::AUTHORIZATION, header::COOKIE, PROXY_AUTHORIZATION].contains(name)
 }
@@ -320,7 +324,7 @@ fn count_down(headers: &mut HeaderMap) -> bool {
 }
 
 /// Fields that concern one hop, whether `Connection` names them or not.
-static HOP_BY_HOP: [HeaderName; 7] = [
+static HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     PROXY_CONNECTION,
     KEEP_ALIVE,
@@ -328,6 +332,7 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
     HTTP2_SETTINGS,
     PROXY_AUTHENTICATE,
+    PROXY_AUTHENTICATION_INFO,
 ];
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -548,6 +553,7 @@ mod tests {
             .header("connection", "x-hop")
             .header("x-hop", "1")
             .header("proxy-authenticate", "Basic")
+            .header("proxy-authentication-info", "nextnonce=x")
             .header("etag", "e")
             .body(())
             .unwrap()

@@ -14,8 +14,7 @@ use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::errand::{Errand, Unanswered, by_upstream, failed};
-use super::forward::{is_of_upstream, reply_of};
+use super::errand::{Errand, Unanswered, failed, refusal};
 use super::headers;
 use super::introduce::{Introduction, KEPT};
 use super::pool::Lease;
@@ -23,7 +22,6 @@ use super::upload::{Outgoing, Rewound};
 use crate::cause::{Class, Phase};
 use crate::exchange::Exchange;
 use crate::failure::{Failure, OriginError, classify};
-use crate::net::upstream::UpstreamError;
 use crate::route::Form;
 use crate::route::chain::Rest;
 
@@ -347,21 +345,10 @@ async fn judge(
 ) -> Result<Response<Incoming>, Failure> {
     let status = response.status();
     let is_listed = leads_on && rest.goes_on_after_status(status.as_u16());
-    let own = match &lease.form {
-        // An upstream's was answered, or was the end.
-        Form::Origin if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            Some(OriginError::AskedForProxyCredentials.into())
-        }
-        Form::Absolute { upstream, .. } if is_of_upstream(&response) => {
-            let (reply, _) = reply_of(response).await;
-            exchange.trail().replied(&reply);
-            Some(by_upstream(
-                upstream,
-                UpstreamError::Refused(Box::new(reply)),
-            ))
-        }
-        Form::Absolute { .. } | Form::Origin if is_listed => None,
-        Form::Absolute { .. } | Form::Origin => return Ok(response),
+    let own = match refusal(&response, &lease.form) {
+        Some(by) => Some(by.read(response, exchange.trail()).await),
+        None if is_listed => None,
+        None => return Ok(response),
     };
     Err(match own {
         Some(failure) if !is_listed || rest.leads_on(&failure) => failure,

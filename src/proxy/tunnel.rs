@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::net::wire::Wire;
 use crate::policy::Close;
 use crate::policy::chain::OnExhausted;
-use crate::policy::flight as policy;
+use crate::policy::flight::{self as policy, Proto};
 use crate::relay::{self, Reason, relay};
 use crate::route::Conn;
 use crate::snapshot::Snapshot;
@@ -218,13 +218,15 @@ impl Provisional<'_> {
             Ok(Opened::Undecided(_)) => unreachable!("the flight is there"),
             Err(failure @ Failure::ClientGone { .. }) => Err(Unsettled::left(failure)),
             Err(failure) => {
-                // A client of TLS prints an alert; any other sees a reset.
-                let how = match (&failure, &seen) {
-                    (
-                        Failure::Denied(denied),
-                        policy::Flight::Tls(_) | policy::Flight::Unfinished,
-                    ) if denied.close != Close::Rst => OnExhausted::Alert,
+                let how = match &failure {
+                    Failure::Denied(denied) if denied.close != Close::Rst => OnExhausted::Alert,
+                    Failure::Exhausted(exhausted) => exhausted.on_exhausted,
                     _ => OnExhausted::Rst,
+                };
+                // A client of TLS prints an alert; any other sees a reset.
+                let how = match how {
+                    OnExhausted::Alert if seen.proto() != Some(Proto::Tls) => OnExhausted::Rst,
+                    how => how,
                 };
                 Err(Unsettled { failure, how })
             }

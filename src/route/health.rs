@@ -294,7 +294,8 @@ impl Health {
         tracing::info!("upstream {} is {word}", self.name);
     }
 
-    fn is_drained(&self) -> bool {
+    /// Whether somebody wants it passed over.
+    pub fn is_drained(&self) -> bool {
         self.known.is_drained.load(Ordering::Relaxed)
     }
 
