@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Failure, chain, classify};
 use crate::cause::{Cause, Class};
+use crate::policy::chain::OnExhausted;
 
 /// A group of which no member served.
 #[derive(Debug)]
@@ -40,13 +41,19 @@ pub struct Exhausted {
     tried: Vec<(Arc<str>, Failure)>,
     /// The one that is told.
     told: usize,
+    /// How a client behind a 200 is told.
+    pub on_exhausted: OnExhausted,
     /// Whether the chain ends in `off`, and came to it.
     pub(super) is_refused: bool,
 }
 
 impl Exhausted {
     /// Of the hops, in order: `direct` is told where it was tried, else the last that is more than a name not found.
-    pub fn new(tried: Vec<(Arc<str>, Failure)>, is_refused: bool) -> Self {
+    pub fn new(
+        tried: Vec<(Arc<str>, Failure)>,
+        is_refused: bool,
+        on_exhausted: OnExhausted,
+    ) -> Self {
         let is_found = |failure: &Failure| Class::of(classify(failure)) != Some(Class::NotFound);
         let told = tried
             .iter()
@@ -56,6 +63,7 @@ impl Exhausted {
         Self {
             tried,
             told,
+            on_exhausted,
             is_refused,
         }
     }

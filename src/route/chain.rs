@@ -368,7 +368,8 @@ impl Rest {
             return failure;
         }
         tried.push((name, failure));
-        Failure::Exhausted(Box::new(Exhausted::new(tried, is_refused)))
+        let how = self.on_exhausted();
+        Failure::Exhausted(Box::new(Exhausted::new(tried, is_refused, how)))
     }
 
     /// Dials one hop after another, until one stands.
