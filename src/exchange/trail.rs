@@ -161,12 +161,28 @@ impl Trail {
                 faults: std::mem::take(&mut story.faults),
                 resend_count: story.resend_count,
                 would: story.would.take().or(other.would),
+                // What was looked up in front of the dials, none of them looks up again.
+                dns: other.dns.or(story.dns.take()),
+                resolved: if other.resolved.is_empty() {
+                    std::mem::take(&mut story.resolved)
+                } else {
+                    other.resolved
+                },
+                dns_source: other.dns_source.or(story.dns_source),
+                response_code: other.response_code.or(story.response_code.take()),
+                facts: other.facts.or(story.facts.take()),
+                tls: other.tls.or(story.tls.take()),
                 ..Story {
                     attempts: Vec::new(),
                     abandoned: Vec::new(),
                     notes: Vec::new(),
                     faults: Vec::new(),
                     would: None,
+                    dns: None,
+                    resolved: Vec::new(),
+                    facts: None,
+                    response_code: None,
+                    tls: None,
                     ..other
                 }
             };
@@ -339,7 +355,7 @@ impl Trail {
         let mut story = self.story();
         (story.connect, story.connected, story.first_byte) = (None, None, None);
         (story.peer, story.local) = (None, None);
-        (story.upstream, story.reply) = (None, None);
+        (story.upstream, story.reply, story.socks_reply) = (None, None, None);
     }
 
     /// Notes a try that had no address to go to.

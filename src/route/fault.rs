@@ -263,7 +263,10 @@ impl Faulty {
         if let Act::Status(page) = &self.tally.fault.act {
             strike.now();
             trail.hop(&self.name);
-            return Err(self.answered(page, plan, trail));
+            let failure = self.answered(page, plan, trail);
+            // Nothing was dialled for it.
+            trail.failed(classify(&failure), Duration::ZERO);
+            return Err(failure);
         }
         trail.hop(&self.name);
         let Some(address) = self.address(plan, trail).await else {
@@ -351,7 +354,11 @@ impl Faulty {
         let limit = plan.within(plan.timeouts.proxy_reply);
         let no_reply = || UpstreamError::NoReply { after: limit };
         let error = match &self.tally.fault.act {
-            Act::Status(page) => return Err(self.answered(page, plan, trail)),
+            Act::Status(page) => {
+                let failure = self.answered(page, plan, trail);
+                trail.last_try_failed(classify(&failure));
+                return Err(failure);
+            }
             Act::Delay { .. } | Act::Hang => {
                 if self.waits(limit).await {
                     return Ok(conn);
@@ -363,7 +370,9 @@ impl Faulty {
                 source: errno(libc::ECONNRESET),
             },
         };
-        Err(self.upstream_failed(error, trail))
+        let failure = self.upstream_failed(error, trail);
+        trail.last_try_failed(classify(&failure));
+        Err(failure)
     }
 
     /// Where a plain request goes out: what is said to the client there is said by the origin, or on the way to it.
@@ -400,9 +409,7 @@ impl Faulty {
     /// An answer of a proxy on the way: the upstream's, where there is one.
     fn answered(&self, page: &Page, plan: &Plan, trail: &Trail) -> Failure {
         if self.upstream.is_none() {
-            let failure = staged(With::Page(page.clone()), plan);
-            trail.failed(classify(&failure), Duration::ZERO);
-            return failure;
+            return staged(With::Page(page.clone()), plan);
         }
         let reply = reply(page);
         trail.replied(&reply);
@@ -411,13 +418,11 @@ impl Faulty {
 
     fn upstream_failed(&self, error: UpstreamError, trail: &Trail) -> Failure {
         trail.asks(&self.name);
-        let failure = Failure::Upstream {
+        Failure::Upstream {
             upstream: self.name.clone(),
             passes_443: false,
             error,
-        };
-        trail.last_try_failed(classify(&failure));
-        failure
+        }
     }
 
     /// The cause of a failure on the way to the hop.
