@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::accept::Accepted;
 use super::room::Room;
 use super::{http, http2, proxy_header, tls};
+use crate::cause::Phase;
 use crate::client::Client;
 use crate::exchange::{Exchange, Presence};
 use crate::failure::{Failure, FirstBytes, HeadError};
@@ -112,6 +113,12 @@ impl Guest {
         http::turn_away(&self.proxy, &presence, Wire::Tcp(socket), failure).await;
     }
 
+    /// Leaves the record of a connection that the process cuts before it asked anything.
+    fn cut_off(&self, presence: Arc<Presence>) {
+        let phase = Phase::Client;
+        Exchange::open(self.proxy.observer.clone(), presence).fail(&Failure::Shutdown { phase });
+    }
+
     fn presence(
         &self,
         peer: SocketAddr,
@@ -156,7 +163,10 @@ impl Guest {
         let limit = self.proxy.snapshot.load().policy.timeouts.head;
         let read = tokio::select! {
             read = timeout(limit, proxy_header::read(&mut socket)) => read,
-            () = self.cut.cancelled() => return Err(()),
+            () = self.cut.cancelled() => {
+                self.cut_off(self.presence(accepted.peer, &accepted, uid));
+                return Err(());
+            }
         };
         let read = read.unwrap_or(Err(HeadError::TimedOut {
             after: limit,
@@ -187,7 +197,10 @@ impl Guest {
         let limit = self.proxy.snapshot.load().policy.timeouts.head;
         let shaken = tokio::select! {
             shaken = timeout(limit, tls::accept(config.load_full(), socket.clone())) => shaken,
-            () = self.cut.cancelled() => return None,
+            () = self.cut.cancelled() => {
+                self.cut_off(presence);
+                return None;
+            }
         };
         let shaken = shaken.unwrap_or(Err(HeadError::TimedOut {
             after: limit,

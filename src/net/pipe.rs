@@ -27,6 +27,9 @@ static POOL: Pool = Pool::new();
 /// Whether the kernel, or a sandbox in front of it, does not let this process splice.
 static IS_REFUSED: AtomicBool = AtomicBool::new(false);
 
+/// It has done so.
+static IS_ALLOWED: AtomicBool = AtomicBool::new(false);
+
 #[derive(Debug)]
 struct Pool(Mutex<Opened>);
 
@@ -74,9 +77,13 @@ impl Pipe {
     }
 
     /// Whether an error of [`Pipe::fill`] says that this process may not splice. Nothing was taken in then, and nobody
-    /// borrows a pipe any more.
+    /// borrows a pipe any more. Where it may, an error is the socket's.
     pub fn is_refusal(error: &io::Error) -> bool {
-        // What a filter of system calls answers is up to whoever wrote it; no socket fails of these.
+        if IS_ALLOWED.load(Ordering::Relaxed) {
+            return false;
+        }
+        // What a filter of system calls answers is up to whoever wrote it; a socket fails of none of these but after an ICMP
+        // message, and long behind its first bytes.
         let errno = error.raw_os_error();
         let is_refusal = matches!(
             errno,
@@ -94,6 +101,9 @@ impl Pipe {
         let Some(ends) = &self.ends else { return Ok(0) };
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
         let filled = splice(socket, None, &ends.write, None, FILL, flags)?;
+        if !IS_ALLOWED.load(Ordering::Relaxed) {
+            IS_ALLOWED.store(true, Ordering::Relaxed);
+        }
         self.held += filled;
         Ok(filled)
     }
