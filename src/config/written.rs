@@ -91,9 +91,12 @@ macro_rules! written {
     };
 }
 
-/// A choice of words.
+/// A choice of words. `but` names words that are none, and what to write instead.
 macro_rules! words {
-    ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+ }) => {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident $(but [$($wrong:literal => $right:literal),+])? { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+ }
+    ) => {
         $(#[doc = $about])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(in crate::config) enum $name {
@@ -107,13 +110,17 @@ macro_rules! words {
             ) -> Option<Self> {
                 use $crate::config::decode::{clip, nearest, scalar};
                 const WORDS: &[&str] = &[$($word),+];
+                const WRONG: &[(&str, &str)] = &[$($(($wrong, $right)),+)?];
                 let choice = || format!("one of {}", WORDS.join(", "));
                 match scalar(node, &choice(), findings)? {
                     $($word => Some(Self::$variant),)+
                     other => {
                         let message = format!("`{}` is not {}", clip(other), choice());
                         let diagnostic = findings.error(node.place, message);
-                        if let Some(near) = nearest(other, WORDS.iter().copied()) {
+                        let wrong = WRONG.iter().find(|(wrong, _)| *wrong == other);
+                        if let Some((_, right)) = wrong {
+                            diagnostic.with_help(*right);
+                        } else if let Some(near) = nearest(other, WORDS.iter().copied()) {
                             diagnostic.with_help(format!("did you mean `{near}`?"));
                         }
                         None

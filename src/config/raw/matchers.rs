@@ -106,7 +106,7 @@ words! {
 
 words! {
     /// How it is asked for.
-    Scheme {
+    Scheme but ["https" => "a proxy sees an https URL as a tunnel: write `connect`"] {
         /// By CONNECT.
         Connect = "connect",
         /// By absolute URL.

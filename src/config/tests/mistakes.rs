@@ -141,6 +141,28 @@ fn what_is_no_yaml_is_told_by_its_place() {
 }
 
 #[test]
+fn what_to_write_instead_is_said_where_it_is_known() {
+    for (policy, expected) in [
+        (
+            "rules: [{name: r, match: {host: x.example, scheme: https}, direct: true}]",
+            "a proxy sees an https URL as a tunnel: write `connect`",
+        ),
+        (
+            "rules: [{name: r, match: {host: x.example, scheme: htp}, direct: true}]",
+            "did you mean `http`?",
+        ),
+    ] {
+        let policy = format!("version: 1\ndefault: {{direct: true}}\n{policy}\n");
+        let report = try_load(&policy, &Environment::default()).unwrap_err();
+        assert_eq!(
+            report.diagnostics[0].help.as_deref(),
+            Some(expected),
+            "{policy}"
+        );
+    }
+}
+
+#[test]
 fn a_syntax_error_is_a_diagnostic_too() {
     for policy in [
         "version: 1\ndefault: {direct: true\n",
