@@ -12,7 +12,7 @@ use super::matchers::Match;
 use crate::config::decode::{At, Count, Day, Decode};
 use crate::config::diag::Findings;
 use crate::config::written::{short_or_long, words, written};
-use crate::config::yaml::Node;
+use crate::config::yaml::{Node, Value};
 
 words! {
     /// Whether a rule acts.
@@ -91,15 +91,27 @@ pub(in crate::config) struct True;
 
 impl Decode for True {
     fn decode(node: &Node, findings: &mut Findings<'_>) -> Option<Self> {
-        if bool::decode(node, findings)? {
-            return Some(Self);
-        }
-        let message = "`true` is the only value of this key";
-        findings
-            .error(node.place, message)
-            .with_help("leave the key out instead");
-        None
+        only_true(node, "`true` is the only value of this key", findings)
     }
+}
+
+/// Reads `true`; anything else is a mistake of which `message` is told.
+fn only_true(node: &Node, message: &str, findings: &mut Findings<'_>) -> Option<True> {
+    let help = match &node.value {
+        Value::Scalar {
+            text,
+            is_plain: true,
+        } if text == "true" => return Some(True),
+        Value::Scalar { text, .. } if ["false", "no", "off"].contains(&&*text.to_lowercase()) => {
+            "leave the key out instead"
+        }
+        Value::Scalar {
+            is_plain: false, ..
+        } => "write `true`, without quotes",
+        Value::Scalar { .. } | Value::List(_) | Value::Map(_) => "write `true`",
+    };
+    findings.error(node.place, message).with_help(help);
+    None
 }
 
 impl JsonSchema for True {
@@ -181,6 +193,7 @@ written! {
 short_or_long! {
     /// `block`: `true`, or what the answer says.
     Block is BlockText or {"const": true}, |node, findings| {
-        True::decode(node, findings).map(|True| BlockText::default())
+        let message = "`true`, or what the answer says as in `{reason: …}`, belongs here";
+        only_true(node, message, findings).map(|True| BlockText::default())
     }
 }

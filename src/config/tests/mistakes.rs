@@ -108,15 +108,23 @@ fn what_is_no_yaml_is_told_by_its_place() {
         ),
         (
             "version: 1\ndefault: {direct: yes}\n",
-            "2:19 `true` or `false` belongs here",
+            "2:19 `true` is the only value of this key",
         ),
         (
             "version: 1\ndefault: {direct: \"true\"}\n",
-            "2:19 `true` or `false` belongs here",
+            "2:19 `true` is the only value of this key",
         ),
         (
             "version: 1\ndefault: {direct: false}\n",
             "2:19 `true` is the only value of this key",
+        ),
+        (
+            "version: 1\ndefault: {block: yes}\n",
+            "2:18 `true`, or what the answer says as in `{reason: …}`, belongs here",
+        ),
+        (
+            "version: 1\ndefault: {block: false}\n",
+            "2:18 `true`, or what the answer says as in `{reason: …}`, belongs here",
         ),
         (
             "version: 2\ndefault: {direct: true}\n",
@@ -150,6 +158,18 @@ fn what_to_write_instead_is_said_where_it_is_known() {
         (
             "rules: [{name: r, match: {host: x.example, scheme: htp}, direct: true}]",
             "did you mean `http`?",
+        ),
+        (
+            "rules: [{name: r, direct: yes}]",
+            "write `true`",
+        ),
+        (
+            "rules: [{name: r, direct: false}]",
+            "leave the key out instead",
+        ),
+        (
+            "rules: [{name: r, block: no}]",
+            "leave the key out instead",
         ),
     ] {
         let policy = format!("version: 1\ndefault: {{direct: true}}\n{policy}\n");
