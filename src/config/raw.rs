@@ -33,7 +33,8 @@ written! {
         include: OneOrMany<String>,
         /// `report` only notes what rules and guards would block, and lets it pass.
         mode: PolicyMode,
-        /// Hosts that are reached directly, before any rule: `env` for the list in NO_PROXY, or a list.
+        /// Hosts that are reached directly, before any rule: `env` for the list in NO_PROXY, or a text with commas
+        /// such as `a.example,b.example`.
         no_proxy: NoProxyList,
         /// How the proxy runs. Flags and `ROUTECAUSE_*` variables override it.
         server: server::Server,

@@ -55,7 +55,7 @@ written! {
         resolve: Resolve,
         /// Named sets.
         set: OneOrMany<String>,
-        /// Hosts that a NO_PROXY list exempts: `env`, or a list.
+        /// Hosts that a NO_PROXY list exempts: `env`, or a text with commas such as `a.example,b.example`.
         no_proxy: NoProxyList,
         /// Ports and ranges.
         port: OneOrMany<PortRange>,
@@ -145,9 +145,9 @@ written! {
 }
 
 short_or_long! {
-    /// `no_proxy`: `env`, a list, or a list with its dialect.
+    /// `no_proxy`: `env`, a text with commas, or one with its dialect.
     NoProxyList is NoProxyText or {"type": "string"}, |node, findings| {
-        let what = "`env`, or a list with commas,";
+        let what = "`env`, or a text with commas as in `a.example,b.example`,";
         scalar(node, what, findings).map(|_| NoProxyText {
             list: At::decode(node, findings),
             ..NoProxyText::default()
@@ -158,7 +158,7 @@ short_or_long! {
 written! {
     /// A NO_PROXY list.
     NoProxyText is "`no_proxy`", later [] {
-        /// `env` for the variable, or the list itself, with commas.
+        /// `env` for the variable, or the list itself, a text with commas.
         list "write `list: env`": String,
         /// Whether `.d` is what lies below `d` (go), or `d` as well (curl).
         dialect: Dialect,

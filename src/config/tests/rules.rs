@@ -145,6 +145,10 @@ fn a_rule_says_one_thing_and_says_it_well() {
                 "warning: NO_PROXY entry \"a b\" never matches: blanks do not separate entries; commas do",
             ],
         ),
+        (
+            "match: {no_proxy: [a.example, b.example]}, direct: true",
+            &["`env`, or a text with commas as in `a.example,b.example`, belongs here, not a list"],
+        ),
         ("via: a|direct", &["there is no hop `a`"]),
         ("via: direct", &[]),
         ("via: nowhere", &["there is no route `nowhere`"]),
