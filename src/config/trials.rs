@@ -460,8 +460,16 @@ fn flight(
 
 /// The target and path of a plain request.
 fn url(get: &At<String>, findings: &mut Findings<'_>) -> Option<(Target, String)> {
+    if !get.contains("://") {
+        let host = if get.starts_with('/') { "host" } else { "" };
+        let path = if get.contains('/') { "" } else { "/" };
+        let message = format!("`{}` is no URL", clip(get));
+        let help = format!("write `http://{host}{}{path}`", clip(get));
+        findings.error(get.place, message).with_help(help);
+        return None;
+    }
     let problem = match get.parse::<Uri>() {
-        Err(error) => error.to_string(),
+        Err(error) => format!("`{}` is no URL: {error}", clip(get)),
         Ok(uri) if uri.scheme_str() == Some("https") => {
             let host = uri
                 .authority()

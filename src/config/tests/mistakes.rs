@@ -171,6 +171,18 @@ fn what_to_write_instead_is_said_where_it_is_known() {
             "rules: [{name: r, block: no}]",
             "leave the key out instead",
         ),
+        (
+            "tests: [{get: x.example/, expect: {rule: default}}]",
+            "write `http://x.example/`",
+        ),
+        (
+            "tests: [{get: \"x.example:8080\", expect: {rule: default}}]",
+            "write `http://x.example:8080/`",
+        ),
+        (
+            "tests: [{get: /y, expect: {rule: default}}]",
+            "write `http://host/y`",
+        ),
     ] {
         let policy = format!("version: 1\ndefault: {{direct: true}}\n{policy}\n");
         let report = try_load(&policy, &Environment::default()).unwrap_err();

@@ -83,6 +83,14 @@ fn tests_have_their_mistakes() {
             "a proxy sees an https URL as a tunnel",
         ),
         (
+            "{get: a.example/x, expect: {rule: default}}",
+            "`a.example/x` is no URL",
+        ),
+        (
+            "{get: \"http://a b/\", expect: {rule: default}}",
+            "`http://a b/` is no URL: invalid uri character",
+        ),
+        (
             "{connect: \"a.example:443\", method: GET, expect: {rule: default}}",
             "a tunnel shows neither method nor headers; ask with `get`",
         ),
