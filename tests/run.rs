@@ -163,6 +163,28 @@ fn exit_codes_are_those_of_the_command_or_of_env() {
 }
 
 #[test]
+fn flags_before_the_command_are_ours_and_those_behind_it_are_its_own() {
+    let scene = Scene::new(ALLOW);
+    let policy = scene.path("policy.yaml");
+    let (status, _, stderr) = run(routecause().args(["run", "--polcy", &policy, "--", "true"]));
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("unexpected argument '--polcy' found") && stderr.contains("'--policy'"),
+        "{stderr}"
+    );
+    // With `--` and without.
+    let flags = ["run", "--quiet", "--policy", &policy];
+    for between in [&["--"][..], &[]] {
+        let mut command = routecause();
+        command.args(flags).args(between);
+        command.args(["echo", "--policy", "x", "-q", "--", "-n"]);
+        let (status, stdout, stderr) = run(&mut command);
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert_eq!(stdout, "--policy x -q -- -n\n");
+    }
+}
+
+#[test]
 fn the_command_is_told_of_the_proxy_by_every_name() {
     let scene = Scene::new(ALLOW);
     let mut command = scene.run(&["--quiet"]);

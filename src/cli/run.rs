@@ -54,12 +54,7 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, short)]
     pub(in crate::cli) quiet: bool,
     /// The command, with its arguments.
-    #[arg(
-        value_name = "CMD",
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub(in crate::cli) command: Vec<OsString>,
 }
 
