@@ -305,6 +305,26 @@ fn what_was_seen_becomes_a_policy_that_lets_it_through_and_nothing_else() {
 }
 
 #[test]
+fn a_place_that_nothing_can_be_learned_into_is_told_before_the_command_runs() {
+    let scene = Scene::new(ALLOW);
+    let (nowhere, here) = (scene.path("nowhere/x.yaml"), scene.path("x.yaml"));
+    let flags = ["--quiet", "--learn", &nowhere];
+    let (status, stdout, stderr) = run(scene.run(&flags).args(["echo", "ran"]));
+    assert_eq!((status.code(), &*stdout), (Some(125), ""), "{stderr}");
+    assert!(
+        stderr.contains("--learn: write") && stderr.contains("nowhere/x.yaml"),
+        "{stderr}"
+    );
+    // Where the file comes up meanwhile, the command's own code is kept.
+    let script = format!("echo mine > {here}; exit 7");
+    let flags = ["--quiet", "--learn", &here];
+    let (status, _, stderr) = run(scene.run(&flags).args(["sh", "-c", &script]));
+    assert_eq!(status.code(), Some(7), "{stderr}");
+    assert!(stderr.contains("x.yaml"), "{stderr}");
+    assert_eq!(fs::read_to_string(&here).unwrap(), "mine\n");
+}
+
+#[test]
 fn modules_that_go_could_not_fetch_are_tied_to_the_requests_behind_them() {
     if !needs::has("go") {
         return;

@@ -166,13 +166,8 @@ impl Refusal {
 impl Run<'_> {
     /// Starts the proxy, runs the command, and reports.
     async fn through(&self) -> Result<u8, Refusal> {
-        if let Some(file) = &self.args.learn
-            && file.exists()
-        {
-            return Err(Refusal::Usage(format!(
-                "--learn: {} is there already; name a file that is not, and compare",
-                file.display()
-            )));
+        if let Some(file) = &self.args.learn {
+            check_learn(file)?;
         }
         let mut command: Vec<OsString> = self.args.command.clone();
         let contained = docker::Contained::of(&self.program, &command);
@@ -258,11 +253,12 @@ impl Run<'_> {
             let text = report::table(&report, width, self.is_coloured);
             let _ = io::stderr().write_all(text.as_bytes());
         }
-        if let Some(folder) = &self.args.report {
-            write_reports(&report, folder, self.env)?;
-        }
-        if let Some(file) = &self.args.learn {
-            learn_into(file, &seen)?;
+        let written = self.write(&report, &seen);
+        if let (Err(refusal), true) = (&written, code != 0) {
+            // The command's own code says more than ours.
+            refusal.tell(self.is_coloured);
+        } else {
+            written?;
         }
         let fails = |what: FailOn| self.args.fail_on.contains(&what);
         Ok(match code {
@@ -270,6 +266,16 @@ impl Run<'_> {
             0 if fails(FailOn::Failed) && report.failed > 0 => exit::EGRESS_FAILED,
             code => code,
         })
+    }
+
+    fn write(&self, report: &Report, seen: &[Seen]) -> Result<(), Refusal> {
+        if let Some(folder) = &self.args.report {
+            write_reports(report, folder, self.env)?;
+        }
+        if let Some(file) = &self.args.learn {
+            learn_into(file, seen)?;
+        }
+        Ok(())
     }
 }
 
@@ -369,6 +375,25 @@ fn write_reports(report: &Report, folder: &Path, env: &Environment) -> anyhow::R
             say!("warning: GITHUB_STEP_SUMMARY: write {summary}: {error}");
         }
     }
+    Ok(())
+}
+
+/// Looks whether an allow-list can be written there once the command has ended.
+fn check_learn(file: &Path) -> Result<(), Refusal> {
+    if file.exists() {
+        return Err(Refusal::Usage(format!(
+            "--learn: {} is there already; name a file that is not, and compare",
+            file.display()
+        )));
+    }
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    };
+    // A file without a name: the command sees nothing of it.
+    tempfile::tempfile_in(folder).map_err(|error| {
+        anyhow::Error::new(error).context(format!("--learn: write {}", file.display()))
+    })?;
     Ok(())
 }
 
