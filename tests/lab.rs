@@ -857,11 +857,31 @@ fn an_authority_of_the_folder_is_used() {
         !status.success() && err.contains("is there already"),
         "{err}"
     );
-    // A key without its certificate is a mistake, not a reason to write over it.
+    // One without the other is a mistake, not a reason to write over it.
+    let key = folder.path().join("ca.key");
+    let aside = folder.path().join("aside");
+    std::fs::rename(&key, &aside).unwrap();
+    let (status, _, err) = run(routecause().args(["lab", "--dir"]).arg(folder.path()));
+    assert_eq!(status.code(), Some(1), "{err}");
+    assert!(err.contains("ca.key is missing"), "{err}");
+    assert_eq!(std::fs::read_to_string(&ca).unwrap(), pem);
+    std::fs::rename(&aside, &key).unwrap();
     std::fs::remove_file(&ca).unwrap();
     let (status, _, err) = run(routecause().args(["lab", "--dir"]).arg(folder.path()));
     assert_eq!(status.code(), Some(1));
     assert!(err.contains("ca.pem"), "{err}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_a_lab_left_behind_makes_room_for_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let lab = Lab::setup().folder(folder.path()).start().await.unwrap();
+        seen.push(std::fs::read_to_string(folder.path().join("ca.pem")).unwrap());
+        assert_eq!(seen.last().unwrap(), lab.ca_pem());
+    }
+    assert_ne!(seen[0], seen[1]);
 }
 
 /// A firewall that does something to connections that speak of a name, and a proxy that meets it.

@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::policy::fault::{LAB, WrongCert};
 use crate::tls::trust::provider;
@@ -22,6 +23,9 @@ pub(super) const CERTIFICATE: &str = "ca.pem";
 
 /// Its key there: only where somebody has put it there. Ours stays in memory.
 const KEY: &str = "ca.key";
+
+/// What those are named that are drawn here.
+pub(super) const NAME: &str = "routecause lab";
 
 /// Certificates that are kept; a test asks for a few names.
 const MOST_KEPT: usize = 1000;
@@ -44,6 +48,16 @@ pub enum AuthorityError {
         path: String,
         /// What is wrong with it.
         source: rcgen::Error,
+    },
+    /// A certificate without its key is somebody's: it is neither used nor written over.
+    #[error(
+        "{key} is missing, the key of {certificate}: put it there, or take the certificate away"
+    )]
+    NoKey {
+        /// Where the key belongs.
+        key: String,
+        /// The certificate.
+        certificate: String,
     },
     /// A certificate cannot be made.
     #[error("make a certificate")]
@@ -68,7 +82,8 @@ impl Authority {
         })
     }
 
-    /// The one whose certificate and key stand in a folder; `None` where no key does.
+    /// The one whose certificate and key stand in a folder; `None` where neither does, or the certificate that another lab
+    /// left there.
     pub(super) fn of_folder(folder: &Path) -> Result<Option<Self>, AuthorityError> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -82,7 +97,19 @@ impl Authority {
             Err(AuthorityError::Read { source, .. })
                 if source.kind() == io::ErrorKind::NotFound =>
             {
-                return Ok(None);
+                return match read(CERTIFICATE) {
+                    Ok(pem) if !is_of_lab(&pem) => Err(AuthorityError::NoKey {
+                        key: folder.join(KEY).display().to_string(),
+                        certificate: folder.join(CERTIFICATE).display().to_string(),
+                    }),
+                    Err(AuthorityError::Read { source, .. })
+                        if source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        Ok(None)
+                    }
+                    Ok(_) => Ok(None),
+                    Err(error) => Err(error),
+                };
             }
             Err(error) => return Err(error),
         };
@@ -142,6 +169,18 @@ impl Authority {
         };
         Ok((vec![certificate.der().clone()], key))
     }
+}
+
+/// Whether a certificate is one whose key was never written.
+fn is_of_lab(pem: &str) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else {
+        return false;
+    };
+    let Ok((_, parsed)) = X509Certificate::from_der(&der) else {
+        return false;
+    };
+    let mut names = parsed.subject().iter_common_name();
+    names.any(|name| name.as_str() == Ok(NAME))
 }
 
 fn authority(name: &str) -> Result<CertificateParams, AuthorityError> {

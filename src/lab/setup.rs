@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::authority::{Authority, CERTIFICATE, Shown};
+use super::authority::{Authority, CERTIFICATE, NAME, Shown};
 use super::incident::Incident;
 use super::origin::Origin;
 use super::records::Records;
@@ -72,7 +72,7 @@ impl Folder {
 
 impl Setup {
     /// Keeps its files in a folder, which is made where it is not there. An authority whose `ca.pem` and `ca.key` stand in it
-    /// is used; else `ca.pem` is written there. A folder that is gone with the lab, where none is named.
+    /// is used; else `ca.pem` is written there, but not over one of somebody else. A folder that is gone with the lab, where none is named.
     #[must_use]
     pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
@@ -223,7 +223,7 @@ async fn begin(setup: Setup, tasks: &TaskTracker) -> Result<(App, Admin, Begun),
     let authority = if let Some(known) = Authority::of_folder(folder.path())? {
         known
     } else {
-        let authority = Authority::draw("routecause lab")?;
+        let authority = Authority::draw(NAME)?;
         write(folder.path(), CERTIFICATE, authority.pem())?;
         authority
     };
