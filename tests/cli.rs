@@ -783,6 +783,38 @@ fn a_standard_error_that_is_broken_does_not_end_the_proxy() {
 }
 
 #[test]
+fn the_start_tells_what_happens_by_default() {
+    for (policy, expected) in [
+        (
+            "default: {block: true}",
+            "by default requests are refused\n",
+        ),
+        (
+            "mode: report\ndefault: {block: true}",
+            "by default direct; mode report: refusals are only noted\n",
+        ),
+        ("default: {direct: true}", "by default direct\n"),
+    ] {
+        let file = File::new(&format!("version: 1\n{policy}\n"));
+        let mut proxy = routecause()
+            .args(["--policy", &file.name(), "--admin", "off"])
+            .args(["--listen", "127.0.0.1:0"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = std::io::BufReader::new(proxy.stderr.take().unwrap());
+        let line = std::io::BufRead::lines(stderr)
+            .map_while(Result::ok)
+            .find(|line| line.contains(" listens on "));
+        proxy.kill().unwrap();
+        proxy.wait().unwrap();
+        let line = line.unwrap_or_default() + "\n";
+        assert!(line.ends_with(expected), "{line}");
+    }
+}
+
+#[test]
 fn a_reader_of_records_that_is_stuck_does_not_hold_the_end_up() {
     let folder = tempfile::tempdir().unwrap();
     let policy = folder.path().join("policy.yaml");

@@ -366,8 +366,18 @@ fn admin_settings(args: &ServeArgs, server: &ServerSettings, env: &Environment) 
 
 /// What happens to requests that no rule speaks of.
 fn default_way(policy: &Policy) -> String {
+    let noted = if policy.report {
+        "; mode report: refusals are only noted"
+    } else {
+        ""
+    };
     let Action::Route(routes) = &policy.default.action else {
-        return "requests are refused".to_owned();
+        let way = if policy.report {
+            "direct"
+        } else {
+            "requests are refused"
+        };
+        return format!("{way}{noted}");
     };
     let way = |id: RouteId| match &policy.without_faults(id).spec {
         RouteSpec::Direct => "direct".to_owned(),
@@ -380,8 +390,8 @@ fn default_way(policy: &Policy) -> String {
         RouteSpec::Upstream(upstream) => format!("through {}", upstream.proxy),
     };
     match (way(routes.http), way(routes.connect)) {
-        (http, connect) if http == connect => http,
-        (http, connect) => format!("{http} for plain requests, {connect} for tunnels"),
+        (http, connect) if http == connect => format!("{http}{noted}"),
+        (http, connect) => format!("{http} for plain requests, {connect} for tunnels{noted}"),
     }
 }
 
