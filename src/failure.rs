@@ -409,3 +409,33 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_says_something_else_than_the_message() {
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let after = Duration::from_secs(5);
+        for failure in [
+            Failure::from(OriginError::NoAnswer { after }),
+            OriginError::Empty.into(),
+            OriginError::Reset(reset()).into(),
+            OriginError::Malformed(MalformedAnswer::Interim).into(),
+            OriginError::HeadTooLarge.into(),
+            OriginError::BodyCut.into(),
+            OriginError::BodyReset(reset()).into(),
+            OriginError::BodyStalled { after }.into(),
+            Failure::ClientStalled { after },
+            Failure::Shutdown { phase: Phase::Http },
+            Failure::Killed,
+        ] {
+            let (message, hint) = (failure.to_string(), failure.hint());
+            let said: Vec<_> = message.split_whitespace().collect();
+            let words: Vec<_> = hint.split_whitespace().collect();
+            let new = words.iter().filter(|word| !said.contains(*word)).count();
+            assert!(new * 2 > words.len(), "{message}: {hint}");
+        }
+    }
+}

@@ -59,7 +59,7 @@ causes! {
         "the client left before the answer was whole: the origin is slow or the client's timer short";
     ClientReset: "client.reset", Client, None, Certain, None,
         "a RST from the client in an open tunnel",
-        "the client reset the tunnel";
+        "the client broke off, or was stopped: look at its side";
     ClientWriteTimeout: "client.write_timeout", Client, None, Certain, None,
         "the client took no byte of the answer for the time limit",
         "the client did not read for defaults.timeouts.body_idle: it is paused, or its disk is full";
@@ -131,7 +131,7 @@ causes! {
         "a defect in the proxy: please report it with this record";
     ProxyShutdown: "proxy.shutdown", Proxy, Some(503), Certain, Some("proxy_internal_response"),
         "the process was told to end before the request was served",
-        "the proxy is shutting down";
+        "ask again once it runs, or ask another instance";
 
     DnsTimeout: "dns.timeout", Network, Some(504), Certain, Some("dns_timeout"),
         "no name server answered within the time limit",
@@ -147,7 +147,7 @@ causes! {
         "the denial looks forged: compare with another resolver";
     DnsNoAddress: "dns.no_address", Network, Some(502), Certain, Some("dns_error"),
         "response code NOERROR with neither A nor AAAA record",
-        "the name exists and has no address";
+        "the name exists all the same: check its spelling; an internal name needs the internal resolver";
     DnsServfail: "dns.servfail", Network, Some(502), Certain, Some("dns_error"),
         "response code SERVFAIL, without an extended error that says more",
         "the name server failed: try another one";
@@ -159,10 +159,10 @@ causes! {
         "the name server blocks this name by its own policy: ask its owner";
     DnsRefused: "dns.refused", Network, Some(502), Certain, Some("dns_error"),
         "response code REFUSED",
-        "the name server refused to answer us";
+        "this host may not ask that name server: ask another one (dns.servers)";
     DnsServerMisbehaving: "dns.server_misbehaving", Network, Some(502), Certain, Some("dns_error"),
         "a malformed reply, or a response code that makes no sense",
-        "the name server's reply makes no sense";
+        "the name server, or a device before it, is broken: ask another one (dns.servers)";
     DnsTruncatedTcpFailed: "dns.truncated_tcp_failed", Network, Some(502), Certain, Some("dns_error"),
         "a truncated answer by UDP, and the question by TCP failed",
         "TCP port 53 is filtered on the way to the name server";
@@ -193,13 +193,13 @@ causes! {
         "the firewall named in the message forbids it: open it there or go via an upstream";
     ConnectReset: "connect.reset", Network, Some(502), Certain, Some("connection_terminated"),
         "ECONNRESET while the connection was opened",
-        "the connection was reset while it was opened";
+        "a firewall, or an overloaded server, breaks it off: try it via an upstream";
     ConnectUnreachableNet: "connect.unreachable.net", Network, Some(502), Certain, Some("destination_ip_unroutable"),
         "ICMP 3/0 (IPv6 1/0) from a router",
-        "there is no route to that network";
+        "check the address and the VPN, or go via an upstream that reaches it";
     ConnectUnreachableHost: "connect.unreachable.host", Network, Some(502), Certain, Some("destination_ip_unroutable"),
         "ICMP 3/1 (IPv6 1/3) from a router",
-        "there is no route to that host";
+        "the host is off, or the address is wrong";
     ConnectUnreachableProto: "connect.unreachable.proto", Network, Some(502), Certain, Some("destination_ip_unroutable"),
         "ICMP 3/2",
         "the host does not take TCP";
@@ -394,28 +394,28 @@ causes! {
 
     HttpResponseTimeout: "http.response_timeout", Origin, Some(504), Certain, Some("http_response_timeout"),
         "the request was sent and no answer came within the time limit",
-        "the origin took the request and did not answer in time";
+        "the origin is slow, or hangs: look there, or raise timeouts.first_byte for this rule";
     HttpEmptyReply: "http.empty_reply", Origin, Some(502), Certain, Some("http_response_incomplete"),
         "the end of a fresh connection before the first byte of an answer",
-        "the origin closed without an answer";
+        "the origin, or a balancer in front of it, gave the request up: look at its log";
     HttpResetBeforeResponse: "http.reset_before_response", Origin, Some(502), Certain, Some("connection_terminated"),
         "a RST before an answer",
-        "the connection was reset before the answer: if it depends on the URL, something filters by it";
+        "the origin, or a device in front of it, refuses the request: if it depends on the URL, something filters by it";
     HttpResetInBody: "http.reset_in_body", Origin, None, Certain, Some("connection_terminated"),
         "a RST in the middle of an answer",
-        "the connection was reset in the middle of the answer";
+        "what arrived is not whole: ask again; if it always breaks off at the same place, something on the way filters";
     HttpIncompleteBody: "http.incomplete_body", Origin, None, Certain, Some("http_response_incomplete"),
         "the connection ended before the stated length or the last chunk",
-        "the answer ended before its stated length";
+        "what arrived is not whole: ask again; if it comes back, look at the origin's log";
     HttpBodyStalled: "http.body_stalled", Origin, None, Certain, Some("connection_read_timeout"),
         "no byte of an answer's body for the time limit",
-        "the answer stopped arriving";
+        "the origin hangs, or the path broke: where it may pause so long, raise timeouts.body_idle for this rule";
     HttpMalformed: "http.malformed", Origin, Some(502), Certain, Some("http_protocol_error"),
         "the answer cannot be read as HTTP, or may not be passed on",
-        "the origin's answer is no HTTP";
+        "something else is spoken there: look at scheme and port of the URL";
     HttpHeaderTooLarge: "http.header_too_large", Origin, Some(502), Certain, Some("http_response_header_section_size"),
         "the head of the answer is over the limit",
-        "the head of the origin's answer is over the limit";
+        "the origin sends too many fields, or too long ones, such as cookies: it must send less";
     HttpCaptivePortal: "http.captive_portal", Network, Some(511), Certain, Some("http_protocol_error"),
         "511 (network authentication required)",
         "log in to the network first";
@@ -425,7 +425,7 @@ causes! {
 
     TunnelResetByServer: "tunnel.reset_by_server", Origin, None, Certain, Some("connection_terminated"),
         "a RST from the server's side in an open tunnel",
-        "the server's side reset the tunnel";
+        "the server, or a device in front of it, broke off: look at its log, and whether it depends on the route";
     TunnelResetAfterIdle: "tunnel.reset_after_idle", Unknown, None, Strong, Some("connection_terminated"),
         "RST on our first bytes after 30 s or more of silence, with those bytes unacknowledged",
         "a device or the server forgot the idle connection: keepalives must come more often than egress.idle_ms";
@@ -458,10 +458,10 @@ causes! {
         "the client must ask anew, or timeouts.max_duration be raised for this rule";
     TunnelShutdown: "tunnel.shutdown", Proxy, None, Certain, None,
         "the process ended, or its drain limit passed, while the tunnel was open",
-        "the proxy ended while the tunnel was open";
+        "ask again; server.drain_timeout says how long open tunnels may go on";
     TunnelKilled: "tunnel.killed", Proxy, None, Certain, None,
         "the tunnel was cut through the admin API",
-        "somebody who runs the proxy cut the tunnel";
+        "who runs the proxy did it on purpose: ask there";
 
     CloseClientFin: "close.client_fin", Client, None, Certain, None,
         "the client's FIN came first",
