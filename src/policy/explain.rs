@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::dns::Why;
 use super::flight::Flight;
+use super::guard::Guard;
 use super::no_proxy::{Bypass, NoProxy};
 use super::{
     Decision, Denial, Lookup, Needs, Note, Policy, Preflight, Query, RouteSpec, Rule, Step,
@@ -224,7 +225,9 @@ pub struct NoProxyVerdict {
 pub fn explain(policy: &Policy, query: &Query<'_>) -> Result<Explanation, Needs> {
     let mut passed = Vec::new();
     let mut tell = |rule: &Rule, note: Note| {
-        if let Some(why) = why_not(rule, note, query) {
+        // A default that only would block decides all the same: there is nothing behind it.
+        let is_default = std::ptr::eq(rule, &raw const policy.default);
+        if let (false, Some(why)) = (is_default, why_not(rule, note, query)) {
             passed.push(Passed {
                 rule: rule.name.to_string(),
                 source: rule.source.to_string(),
@@ -333,7 +336,19 @@ impl Outcome {
                         this.reason = block.reason.as_deref().map(str::to_owned);
                         this.code = block.code.as_deref().map(str::to_owned);
                     }
-                    Denial::Guard(guard) => guard.name().clone_into(&mut this.rule),
+                    Denial::Guard(guard) => {
+                        guard.name().clone_into(&mut this.rule);
+                        let ports = policy.guards.connect_ports.as_ref();
+                        this.reason =
+                            ports
+                                .filter(|_| *guard == Guard::ConnectPorts)
+                                .map(|ports| {
+                                    format!(
+                                        "CONNECT may name port {ports}, not {}",
+                                        query.target.port
+                                    )
+                                });
+                    }
                     Denial::Port => {
                         this.reason = Some(format!(
                             "port {} is open only to a rule whose match.port names it",

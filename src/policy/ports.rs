@@ -1,5 +1,6 @@
 //! Sets of ports, and those that no rule opens by accident.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 /// A set of ports.
@@ -9,6 +10,20 @@ pub struct Ports(Vec<RangeInclusive<u16>>);
 impl FromIterator<RangeInclusive<u16>> for Ports {
     fn from_iter<I: IntoIterator<Item = RangeInclusive<u16>>>(ranges: I) -> Self {
         Self(ranges.into_iter().collect())
+    }
+}
+
+impl fmt::Display for Ports {
+    /// As in `443 or 8000-8999`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, range) in self.0.iter().enumerate() {
+            f.write_str(if at == 0 { "" } else { " or " })?;
+            match (range.start(), range.end()) {
+                (from, to) if from == to => write!(f, "{from}")?,
+                (from, to) => write!(f, "{from}-{to}")?,
+            }
+        }
+        Ok(())
     }
 }
 

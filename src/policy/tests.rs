@@ -253,6 +253,25 @@ rules before it:
             .contains("is refused with 403, by default (p.yaml:11): not here"),
         "{refused}"
     );
+
+    policy.report = true;
+    let noted = explain(&policy, &asked.query(None)).unwrap().to_string();
+    assert!(
+        noted.contains("goes direct, by default (p.yaml:11)")
+            && noted.contains("in report mode: default would have decided otherwise")
+            && !noted.contains("it would block"),
+        "{noted}"
+    );
+
+    policy.report = false;
+    policy.guards.connect_ports = Some([22..=22, 8000..=8999].into_iter().collect());
+    let refused = explain(&policy, &asked.query(None)).unwrap();
+    assert!(
+        refused
+            .to_string()
+            .contains("by guards.connect_ports: CONNECT may name port 22 or 8000-8999, not 443"),
+        "{refused}"
+    );
 }
 
 proptest! {
@@ -278,8 +297,9 @@ proptest! {
             prop_assert_eq!(&explanation.decision.rule, &*rule.name);
         }
         prop_assert_eq!(explanation.decision.would.as_deref(), decision.would.as_ref().map(Would::name));
-        // A rule is told of once, and the one that decided is not among those passed over, unless
-        // it is a default that only would have blocked.
+        // A rule is told of once, and the one that decided is not among those passed over.
+        let decided = &explanation.decision.rule;
+        prop_assert!(explanation.passed.iter().all(|passed| passed.rule != *decided));
         let mut names: Vec<_> = explanation.passed.iter().map(|passed| &passed.rule).collect();
         names.sort();
         names.dedup();

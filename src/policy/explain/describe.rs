@@ -121,17 +121,7 @@ fn describe(matcher: &Matcher, query: &Query<'_>) -> String {
             Some(Bypass::Loopback) => format!("{} is loopback", target.host),
             None => format!("no NO_PROXY entry exempts {target}"),
         },
-        Matcher::Port(ports) => {
-            let ports: Vec<_> = ports
-                .ranges()
-                .iter()
-                .map(|range| match (range.start(), range.end()) {
-                    (from, to) if from == to => from.to_string(),
-                    (from, to) => format!("{from}-{to}"),
-                })
-                .collect();
-            clip(format!("port {} {is} {}", target.port, ports.join(" or ")))
-        }
+        Matcher::Port(ports) => clip(format!("port {} {is} {ports}", target.port)),
         Matcher::Scheme(scheme) => {
             format!("scheme {} {is} {}", query.scheme.as_str(), scheme.as_str())
         }
