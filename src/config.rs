@@ -39,7 +39,7 @@ use clients::{Clients, Listeners};
 use decode::Decode as _;
 use diag::{Findings, Place};
 
-pub use decode::duration;
+pub use decode::{duration, nearest};
 pub use diag::{Diagnostic, Report, Severity, Told};
 pub use env::Environment;
 pub use server::{

@@ -61,8 +61,12 @@ pub(super) fn limits(text: &str) -> Result<Limits, String> {
         "per_target" => limits.per_target = limit,
         "rate" => limits.rate = limit,
         name => {
-            let known = "connections, per_client, per_target and rate are";
-            return Err(format!("limit {name:?} is not in this version; {known}"));
+            let known = ["connections", "per_client", "per_target", "rate"];
+            let help = match config::nearest(name, known) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => "connections, per_client, per_target and rate are".to_owned(),
+            };
+            return Err(format!("limit {name:?} is not in this version; {help}"));
         }
     }
     if limit.is_none() {
@@ -81,4 +85,25 @@ pub(super) fn server_name(text: &str) -> Result<String, String> {
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     config::duration(text).ok_or_else(|| "write a duration, as in 250ms, 30s or 1m30s".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_is_none_is_told_with_the_one_that_was_meant() {
+        for (written, expected) in [
+            (
+                "conections=5",
+                "limit \"conections\" is not in this version; did you mean \"connections\"?",
+            ),
+            (
+                "requests=5",
+                "limit \"requests\" is not in this version; connections, per_client, per_target and rate are",
+            ),
+        ] {
+            assert_eq!(limits(written).unwrap_err(), expected);
+        }
+    }
 }

@@ -187,10 +187,7 @@ pub(super) fn scalar<'n>(
 }
 
 /// The candidate that was likely meant.
-pub(super) fn nearest<'c>(
-    name: &str,
-    candidates: impl IntoIterator<Item = &'c str>,
-) -> Option<&'c str> {
+pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let name = name.to_lowercase().replace('-', "_");
     let scored = candidates
         .into_iter()
