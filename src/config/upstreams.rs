@@ -564,10 +564,13 @@ fn conceal(node: &Node, is_secret: bool, findings: &mut Findings<'_>) {
                             "env" | "file" | "spn" | "preemptive" | "schemes"
                         ) | (Value::List(_), "schemes")
                     );
+                // What has a colon is no file of users, but one of them.
+                let names_users = name == "users"
+                    && matches!(&value.value, Value::Scalar { text, .. } if !text.contains(':'));
                 let names_secret = ["auth", "pass", "secret", "token", "credential"]
                     .iter()
                     .any(|word| name.contains(word));
-                let is_secret = !is_reference && (is_secret || names_secret);
+                let is_secret = !is_reference && !names_users && (is_secret || names_secret);
                 conceal(value, is_secret, findings);
             }
         }

@@ -159,18 +159,12 @@ fn what_to_write_instead_is_said_where_it_is_known() {
             "rules: [{name: r, match: {host: x.example, scheme: htp}, direct: true}]",
             "did you mean `http`?",
         ),
-        (
-            "rules: [{name: r, direct: yes}]",
-            "write `true`",
-        ),
+        ("rules: [{name: r, direct: yes}]", "write `true`"),
         (
             "rules: [{name: r, direct: false}]",
             "leave the key out instead",
         ),
-        (
-            "rules: [{name: r, block: no}]",
-            "leave the key out instead",
-        ),
+        ("rules: [{name: r, block: no}]", "leave the key out instead"),
         (
             "tests: [{get: x.example/, expect: {rule: default}}]",
             "write `http://x.example/`",
@@ -191,6 +185,24 @@ fn what_to_write_instead_is_said_where_it_is_known() {
             Some(expected),
             "{policy}"
         );
+    }
+}
+
+#[test]
+fn a_file_of_users_is_shown_and_a_user_is_not() {
+    for (users, is_shown) in [
+        ("/nowhere/users.txt", true),
+        ("\"alice:s3cret\"", false),
+        ("[s3cret]", false),
+        ("{alice: s3cret}", false),
+    ] {
+        let policy = format!(
+            "version: 1\nserver: {{auth: {{users: {users}}}}}\ndefault: {{direct: true}}\n"
+        );
+        let report = try_load(&policy, &Environment::default()).unwrap_err();
+        let excerpt = report.to_string();
+        let excerpt = excerpt.lines().find(|line| line.contains(" | server:"));
+        assert_eq!(excerpt.unwrap().contains(users), is_shown, "{report}");
     }
 }
 
