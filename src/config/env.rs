@@ -314,7 +314,7 @@ fn difference(environment: &Environment, names: [&str; 2]) -> Option<String> {
 }
 
 /// Whether a proxy is one of our own listeners.
-fn is_own(proxy: &Target, own: SocketAddr) -> bool {
+pub(super) fn is_own(proxy: &Target, own: SocketAddr) -> bool {
     let listener = canonical_ip(own.ip());
     if proxy.port != own.port() {
         return false;

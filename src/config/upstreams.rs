@@ -10,7 +10,9 @@ use super::chains::{Draft, is_chain, unknown};
 use super::check::Context;
 use super::decode::{At, Named, clip};
 use super::diag::{Findings, Place};
-use super::env::{ProxyUrl, ProxyUrlError, ProxyVariables, UrlScheme, parse_proxy_url, proxies};
+use super::env::{
+    ProxyUrl, ProxyUrlError, ProxyVariables, UrlScheme, is_own, parse_proxy_url, proxies,
+};
 use super::faults::Profiles;
 use super::groups;
 use super::include;
@@ -418,6 +420,15 @@ impl Routes {
             }
         });
         let proxy = proxy?;
+        if context.own.iter().any(|own| is_own(&proxy.target, *own)) {
+            let message = format!(
+                "`{}` leads back to this proxy: {} is where it listens, and every request by it is refused (proxy.loop)",
+                clip(name),
+                proxy.target
+            );
+            let help = "write where the other proxy listens, or listen elsewhere (`server.listen`, `--listen`)";
+            findings.warn(url.place, message).with_help(help);
+        }
         let spec = spec::compile(&proxy, raw, auth, context, findings);
         let id = self.push(name, spec);
         Some(ByScheme {

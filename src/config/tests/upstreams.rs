@@ -366,3 +366,30 @@ fn a_secret_in_the_policy_is_refused_and_not_shown() {
         assert!(!report.to_string().contains("s3cret"), "{report}");
     }
 }
+
+#[test]
+fn an_upstream_that_is_our_own_listener_is_told() {
+    for (listen, url, is_told) in [
+        ("", "http://127.0.0.1:3128", true),
+        ("", "socks5h://localhost:3128", true),
+        ("", "http://127.0.0.1:3129", false),
+        (
+            "server: {listen: [{address: \"127.0.0.1:8080\"}]}\n",
+            "http://127.0.0.1:8080",
+            true,
+        ),
+        (
+            "server: {listen: [{address: \"127.0.0.1:8080\"}]}\n",
+            "http://127.0.0.1:3128",
+            false,
+        ),
+    ] {
+        let policy = format!(
+            "version: 1\n{listen}upstreams: {{corp: {{url: \"{url}\"}}}}\ndefault: {{via: corp}}\n"
+        );
+        let told = mistakes(&policy);
+        assert_eq!(told.len(), usize::from(is_told), "{policy}: {told:?}");
+        let text = "warning: `corp` leads back to this proxy: ";
+        assert!(told.iter().all(|line| line.contains(text)), "{told:?}");
+    }
+}
