@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::record::{Outcome, Record};
+use crate::record::{Attempt, Outcome, Record};
 
 /// Entries of one kind; half of them may be forgotten at once.
 const MOST: usize = 4096;
@@ -190,19 +190,38 @@ impl TargetStory {
         self.addresses.iter_mut().find(|known| known.ip == ip)
     }
 
+    fn went(&mut self, hop: &Arc<str>, is_fine: bool, now: Instant) {
+        self.hops.retain(|(known, _, _)| known != hop);
+        if self.hops.len() >= FEW {
+            self.hops.remove(0);
+        }
+        self.hops.push((hop.clone(), is_fine, now));
+    }
+
+    /// Forgets how hops went, of which `is_meant` says that they are meant, and a last failure that is one's, with those
+    /// before it.
+    fn forget_hops(&mut self, is_meant: impl Fn(&str) -> bool) {
+        self.hops.retain(|(name, _, _)| !is_meant(name));
+        let failed = self.last_failure.as_ref();
+        if failed
+            .and_then(|failed| failed.hop.as_deref())
+            .is_some_and(is_meant)
+        {
+            self.last_failure = None;
+            self.failures.clear();
+        }
+    }
+
     fn note(&mut self, record: &Record, now: Instant) {
         let is_fine = record.outcome == Outcome::Success;
         let peer = record
             .peer_address
             .filter(|_| record.upstream_name.is_none());
-        if let Some(hop) = &record.hop
-            && (is_fine || counts(record))
-        {
-            self.hops.retain(|(known, _, _)| known != hop);
-            if self.hops.len() >= FEW {
-                self.hops.remove(0);
-            }
-            self.hops.push((hop.clone(), is_fine, now));
+        for hop in failing_hops(record) {
+            self.went(hop, false, now);
+        }
+        if let (true, Some(hop)) = (is_fine, &record.hop) {
+            self.went(hop, true, now);
         }
         if is_fine {
             self.failures.clear();
@@ -215,10 +234,10 @@ impl TargetStory {
                 place.failed.clear();
                 place.fine = Some(now);
             }
-        } else if counts(record) {
+        } else if let Some(cause) = record.error_type.as_ref().filter(|cause| counts(cause)) {
             self.last_failure = Some(Failed {
-                cause: record.error_type.clone().unwrap_or_default(),
-                hop: record.hop.clone(),
+                cause: cause.clone(),
+                hop: failing_hop(record, cause).cloned(),
                 at: now,
             });
             self.failures.push_back(now);
@@ -245,11 +264,7 @@ pub(super) fn failing_addresses(record: &Record) -> Vec<IpAddr> {
     if record.upstream_name.is_some() {
         return Vec::new();
     }
-    // A host without a family has tried nothing.
-    let is_failure = |cause: &str| {
-        cause.starts_with("connect.")
-            && !matches!(cause, "connect.overtaken" | "connect.family_unsupported")
-    };
+    let is_failure = |cause: &str| cause.starts_with("connect.") && counts(cause);
     let tried = record.attempts.iter().filter(|attempt| {
         let cause = attempt.cause.as_deref();
         cause.is_some_and(is_failure)
@@ -264,17 +279,40 @@ pub(super) fn failing_addresses(record: &Record) -> Vec<IpAddr> {
     failing
 }
 
-/// Whether a failure says something of the target, rather than of the client, the policy or ourselves. What ends a tunnel that
-/// carried data says nothing of the next one.
-fn counts(record: &Record) -> bool {
-    record.error_type.as_deref().is_some_and(|cause| {
-        let family = cause.split('.').next().unwrap_or_default();
-        matches!(family, "dns" | "connect" | "upstream" | "tls" | "http")
-            && !cause.starts_with("http.status.")
-            && !cause.starts_with("tls.client_")
-            && cause != "connect.family_unsupported"
-            || cause == "tls.client_hello_blackholed"
-    })
+/// The hops by which the target was not reached, or failed.
+fn failing_hops(record: &Record) -> impl Iterator<Item = &Arc<str>> {
+    let attempts = record.attempts.iter();
+    let tried_in_vain = attempts.filter(|attempt| {
+        let stood = |other: &Attempt| other.hop == attempt.hop && other.cause.is_none();
+        attempt.cause.as_deref().is_some_and(counts) && !record.attempts.iter().any(stood)
+    });
+    let cause = record.error_type.as_ref().filter(|cause| counts(cause));
+    let last = cause.and_then(|cause| failing_hop(record, cause));
+    tried_in_vain.map(|attempt| &attempt.hop).chain(last)
+}
+
+/// The hop whose cause is told of a request: one that was tried in vain, else the one used last.
+pub(super) fn failing_hop<'r>(record: &'r Record, cause: &str) -> Option<&'r Arc<str>> {
+    let mut attempts = record.attempts.iter();
+    let told = attempts.find(|attempt| attempt.cause.as_deref() == Some(cause));
+    told.map(|attempt| &attempt.hop).or(record.hop.as_ref())
+}
+
+/// Whether a cause says something of the target, rather than of the client, the policy, an upstream or ourselves: of an
+/// upstream, what it reports of the target and cannot mean of itself. What ends a tunnel that carried data says nothing of
+/// the next one, and a host without a family, or an address that was overtaken, has tried nothing.
+fn counts(cause: &str) -> bool {
+    let family = cause.split('.').next().unwrap_or_default();
+    match family {
+        "connect" => !matches!(cause, "connect.overtaken" | "connect.family_unsupported"),
+        "upstream" => matches!(
+            cause.strip_prefix("upstream.reported."),
+            Some("dns" | "not_found" | "connect" | "timeout" | "tls")
+        ),
+        "tls" => cause == "tls.client_hello_blackholed" || !cause.starts_with("tls.client_"),
+        "http" => !cause.starts_with("http.status."),
+        _ => family == "dns",
+    }
 }
 
 impl AddressStory {
@@ -348,7 +386,7 @@ impl Recent {
     /// Forgets how hops went, of which `is_meant` says that they are meant by their names.
     pub(super) fn forget_hops(&mut self, is_meant: impl Fn(&str) -> bool) {
         for target in self.targets.values() {
-            target.hops.retain(|(name, _, _)| !is_meant(name));
+            target.forget_hops(&is_meant);
         }
     }
 
@@ -453,13 +491,13 @@ impl<K: Hash + Eq, V: Default> Bounded<K, V> {
     }
 
     fn entry(&mut self, key: K) -> &mut V {
+        let kept = self.old.remove(&key);
         if self.young.len() >= MOST / 2 && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
-        let old = &mut self.old;
         self.young
             .entry(key)
-            .or_insert_with_key(|key| old.remove(key).unwrap_or_default())
+            .or_insert_with(|| kept.unwrap_or_default())
     }
 }
 
@@ -477,5 +515,14 @@ mod tests {
         assert!(map.young.len() + map.old.len() <= MOST + 2);
         assert!(map.get(&(MOST * 3 - 1)).is_some() && map.get(&8).is_none());
         assert_eq!(map.get(&7).copied(), Some(7 + MOST * 3 - 7));
+    }
+
+    #[test]
+    fn what_is_met_again_in_a_full_map_is_kept() {
+        let mut map = Bounded::<usize, usize>::default();
+        for key in 0..MOST {
+            *map.entry(key) = key;
+        }
+        assert_eq!((map.young.len(), *map.entry(1)), (MOST / 2, 1));
     }
 }

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::recent::{Recent, failing_addresses};
+use super::recent::{Recent, failing_addresses, failing_hop};
 use crate::record::{Outcome, Record, Suspect};
 
 /// A reset sooner than this part of the smallest round trip cannot have come from the far end.
@@ -356,7 +356,7 @@ fn server_down(record: &Record, recent: &mut Recent) -> Option<Suspect> {
     .iter()
     .any(|family| cause(record).starts_with(family));
     let (host, port) = (record.server_address.as_deref()?, record.server_port?);
-    let hop = record.hop.as_deref()?;
+    let hop = failing_hop(record, cause(record))?;
     let target = recent.target(host, port)?;
     let others = target.fails_elsewhere(hop).filter(|_| is_so)?;
     let evidence = others

@@ -221,6 +221,40 @@ fn what_fails_by_every_route_is_down() {
     assert!(bench.suspects(second).is_empty());
 }
 
+/// A record whose last hop is the last of these, tried in this order.
+fn chained(mut record: Record, attempts: &[(&str, Option<&'static str>)]) -> Record {
+    let attempt = |(hop, cause): &(&str, Option<&'static str>)| Attempt {
+        hop: (*hop).into(),
+        cause: cause.map(Into::into),
+        ..Attempt::default()
+    };
+    record.attempts = attempts.iter().map(attempt).collect();
+    record.hop = record.attempts.last().map(|last| last.hop.clone());
+    record
+}
+
+#[test]
+fn of_a_chain_each_hop_is_known_by_what_it_failed_of() {
+    let bench = Bench::new();
+    let exhausted = |direct, corp| {
+        let record = failed("a.example", direct);
+        chained(record, &[("direct", Some(direct)), ("corp", Some(corp))])
+    };
+    let record = bench.take(exhausted("connect.timeout", "upstream.connect.refused"));
+    assert_eq!(names(&record.suspects), [""; 0]);
+    let earlier = bench.memory.earlier("a.example", 443).unwrap();
+    let told = (&*earlier.cause, earlier.hop.as_deref());
+    assert_eq!(told, ("connect.timeout", Some("direct")));
+    let record = bench.take(exhausted("connect.timeout", "upstream.reported.timeout"));
+    assert_eq!(names(&record.suspects), ["server_down"]);
+    assert_eq!(record.suspects[0].evidence, ["fails_via_corp"]);
+    // The first hop failed, and the last one served.
+    let attempts = [("direct", Some("connect.timeout")), ("corp", None)];
+    bench.take(chained(fine("a.example"), &attempts));
+    let passes = |hop| bench.memory.passes("a.example", 443, hop);
+    assert!(passes("corp") && !passes("direct"));
+}
+
 #[test]
 fn many_rejections_of_trusted_certificates_are_a_missing_ca() {
     let bench = Bench::new();
@@ -359,6 +393,11 @@ fn what_says_nothing_of_a_target_leaves_what_is_known_of_it() {
         "client.gave_up.connect",
         "http.status.404",
         "tunnel.client_not_reading",
+        "upstream.connect.refused",
+        "upstream.circuit_open",
+        "upstream.auth_rejected",
+        "upstream.denied",
+        "upstream.reported.unavailable",
     ] {
         bench.take(failed("a.example", cause));
     }
@@ -368,6 +407,30 @@ fn what_says_nothing_of_a_target_leaves_what_is_known_of_it() {
     by_corp.hop = Some("other".into());
     // It was fine directly: it is not down.
     assert!(bench.suspects(by_corp).is_empty());
+}
+
+#[test]
+fn what_an_upstream_does_itself_is_no_failure_of_the_target() {
+    let by_corp = |cause| chained(failed("a.example", cause), &[("corp", Some(cause))]);
+    for (cause, is_targets) in [
+        ("upstream.connect.refused", false),
+        ("upstream.dns.nxdomain", false),
+        ("upstream.drained", false),
+        ("upstream.auth_rejected", false),
+        ("upstream.denied", false),
+        ("upstream.no_reply", false),
+        ("upstream.reported.unavailable", false),
+        ("upstream.reported.connect", true),
+        ("upstream.reported.timeout", true),
+        ("upstream.reported.dns", true),
+    ] {
+        let bench = Bench::new();
+        bench.take(by_corp(cause));
+        let is_known = bench.memory.earlier("a.example", 443).is_some();
+        assert_eq!(is_known, is_targets, "{cause}");
+        let suspects = bench.suspects(failed("a.example", "connect.timeout"));
+        assert_eq!(suspects == ["server_down"], is_targets, "{cause}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -413,6 +476,20 @@ fn a_hop_that_means_another_is_known_no_more() {
     assert!(passes("corp") && passes("other"));
     bench.memory.forget_hops(&["corp".into()]);
     assert!(!passes("corp") && passes("other"));
+}
+
+#[test]
+fn a_failure_of_a_hop_that_means_another_is_forgotten_with_it() {
+    let bench = Bench::new();
+    let cause = "upstream.reported.timeout";
+    bench.take(chained(
+        failed("a.example", cause),
+        &[("corp", Some(cause))],
+    ));
+    bench.memory.forget_hops(&["other".into()]);
+    assert!(bench.memory.earlier("a.example", 443).is_some());
+    bench.memory.forget_hops(&["corp".into()]);
+    assert_eq!(bench.memory.earlier("a.example", 443), None);
 }
 
 #[tokio::test(start_paused = true)]
