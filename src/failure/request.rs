@@ -115,18 +115,23 @@ pub struct FirstBytes(pub Vec<u8>);
 
 impl fmt::Debug for FirstBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let method = self
-            .0
-            .split(|byte| *byte == b' ')
-            .next()
-            .unwrap_or_default();
-        let is_line = method.len() < self.0.len() && method.iter().all(u8::is_ascii_alphabetic);
+        // Blank lines may stand before it (RFC 9112, section 2.2).
+        let blank = self.0.iter().take_while(|byte| b"\r\n".contains(byte));
+        let line = self.0.get(blank.count()..).unwrap_or_default();
+        let end = line.iter().position(|byte| b" \t\r\n".contains(byte));
+        let (method, target) = line.split_at(end.unwrap_or(line.len()));
+        let is_line = method.iter().all(is_token) && !target.trim_ascii().is_empty();
         if is_line {
             write!(f, "\"{} ...\"", method.escape_ascii())
         } else {
             write!(f, "\"{}\"", self.0.escape_ascii())
         }
     }
+}
+
+/// Whether a byte may stand in a method (RFC 9110, section 5.6.2).
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 /// Why a request is not forwarded.
@@ -190,5 +195,18 @@ mod tests {
         assert_eq!(told(b"GARBAGE\r\n"), r#""GARBAGE\r\n""#);
         assert_eq!(told(b"GET http://user:secret@a.example"), r#""GET ...""#);
         assert_eq!(told(b"CONNECT user:secret@a.example:1"), r#""CONNECT ...""#);
+        for (bytes, method) in [
+            (&b"\r\nCONNECT user:secret@a.example:1"[..], "CONNECT"),
+            (b"\n\nGET\thttp://user:secret@a.example", "GET"),
+            (
+                b"VERSION-CONTROL http://u:secret@a.example",
+                "VERSION-CONTROL",
+            ),
+            (b"M-SEARCH\thttp://u:secret@a.example", "M-SEARCH"),
+            (b" http://u:secret@a.example", ""),
+            (b"GET\r\nCookie: secret", "GET"),
+        ] {
+            assert_eq!(told(bytes), format!("\"{method} ...\""));
+        }
     }
 }
