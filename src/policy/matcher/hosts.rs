@@ -89,6 +89,7 @@ impl Hosts {
         }
         let lower = pattern.to_lowercase();
         let lower = lower.strip_suffix('.').unwrap_or(&lower);
+        can_match(lower)?;
         let spread = match lower.strip_prefix("*.") {
             Some(rest) => format!("**/*/{}", rest.replace('.', "/")),
             None => lower.replace('.', "/"),
@@ -187,6 +188,42 @@ impl Hosts {
     }
 }
 
+/// Refuses a glob that no name matches, as canonical names are: ASCII labels, and nothing beside them.
+fn can_match(glob: &str) -> Result<(), PatternError> {
+    let says = |message: &str| Err(PatternError::Glob(message.to_owned()));
+    if glob.contains(':') {
+        return Err(PatternError::NotAHost);
+    }
+    if !glob.is_ascii() {
+        return says(
+            "names are matched as DNS has them: write a label with other letters than ASCII as `xn--...`, without wildcards in it",
+        );
+    }
+    if let Some(odd) = glob
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || "-_.*?[]!^{},".contains(*c)))
+    {
+        return Err(PatternError::Glob(format!("no name holds {odd:?}")));
+    }
+    let mut labels = glob.split('.');
+    if labels.clone().any(str::is_empty) {
+        return says("no label of a name is empty: take a dot out");
+    }
+    if labels
+        .clone()
+        .any(|label| label.contains("**") && label != "**")
+    {
+        return says(
+            "`**` stands for whole labels: write `*` inside a label, and `**` between dots, as in `api.**.example`",
+        );
+    }
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    if labels.clone().next().is_some_and(is_number) && labels.all(|l| l == "*" || is_number(l)) {
+        return says("addresses have no wildcards: write a range, as in `ip: 192.0.2.0/24`");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Truth, Unknown};
@@ -254,6 +291,35 @@ mod tests {
             Hosts::new(&["a.example"], &["*.b"]).unwrap_err(),
             (1, PatternError::NotAHost)
         );
+    }
+
+    #[test]
+    fn a_glob_that_no_name_matches_is_refused() {
+        for (glob, expected) in [
+            ("*-bücher.example", "as `xn--...`"),
+            ("git-*.bücher.example", "as `xn--...`"),
+            ("git-*.corp.example:8443", "leave out scheme, port and path"),
+            ("git-* .example", "no name holds ' '"),
+            ("git-*@a.example", "no name holds '@'"),
+            ("git-*..example", "no label of a name is empty"),
+            (".git-*.example", "no label of a name is empty"),
+            ("api**.example", "`**` stands for whole labels"),
+            ("a.***.example", "`**` stands for whole labels"),
+            ("{**,a}.example", "`**` stands for whole labels"),
+            ("10.0.*", "as in `ip: 192.0.2.0/24`"),
+        ] {
+            let (_, error) = Hosts::new(&[glob], &[]).unwrap_err();
+            assert!(error.to_string().contains(expected), "{glob}: {error}");
+        }
+        for fine in [
+            "**",
+            "**.a_b.example",
+            "{a,b}-[!0-9]?.example",
+            "*.xn--*.example.",
+            "10*.example",
+        ] {
+            assert!(Hosts::new(&[fine], &[]).is_ok(), "{fine}");
+        }
     }
 
     #[test]
