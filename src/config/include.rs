@@ -150,7 +150,7 @@ impl Files {
             return None;
         }
         self.taken.push((same.clone(), place));
-        let (file, text) = take(&path, place, yaml::LARGEST, findings)?;
+        let (file, text) = take(&path, place, yaml::LARGEST, false, findings)?;
         let node = yaml::tree(&text, file, findings)?;
         upstreams::conceal_secrets(&node, findings);
         self.open.push((same, name.to_owned()));
@@ -162,10 +162,15 @@ fn is_same(main: &Path, other: &Path) -> bool {
     main.canonicalize().is_ok_and(|main| main == other)
 }
 
-/// The lines of a set's file that name something; what it says of itself is no matter of ours.
-pub(super) fn lines(path: &At<String>, findings: &mut Findings<'_>) -> Option<Vec<At<String>>> {
+/// The lines of a set's file that name something; what it says of itself is no matter of ours. Of a file of secrets none is
+/// shown, whatever is wrong with it.
+pub(super) fn lines(
+    path: &At<String>,
+    is_secret: bool,
+    findings: &mut Findings<'_>,
+) -> Option<Vec<At<String>>> {
     let file_path = findings.folder(path.place).join(&path.value);
-    let (file, text) = take(&file_path, path.place, LARGEST_LIST, findings)?;
+    let (file, text) = take(&file_path, path.place, LARGEST_LIST, is_secret, findings)?;
     let entry = |(at, line): (usize, &str)| {
         let bare = line.split('#').next().unwrap_or_default();
         let entry = bare.trim();
@@ -188,7 +193,7 @@ pub(super) fn lines(path: &At<String>, findings: &mut Findings<'_>) -> Option<Ve
 /// The text of a script that a policy names.
 pub(super) fn script(path: &At<String>, findings: &mut Findings<'_>) -> Option<(usize, String)> {
     let file = findings.folder(path.place).join(&path.value);
-    take(&file, path.place, pac::LARGEST, findings)
+    take(&file, path.place, pac::LARGEST, false, findings)
 }
 
 /// Reads a file that a policy names; gives its place among them, and its text.
@@ -196,6 +201,7 @@ fn take(
     path: &Path,
     place: Place,
     limit: usize,
+    is_secret: bool,
     findings: &mut Findings<'_>,
 ) -> Option<(usize, String)> {
     let bytes = match read(path, limit) {
@@ -208,15 +214,22 @@ fn take(
         }
     };
     let name = path.display().to_string().into();
-    match yaml::text(&bytes) {
-        Ok(text) => {
-            let text = text.to_owned();
-            let file = findings.include(name, path.to_owned(), text.clone());
-            Some((file, text))
-        }
+    let found = yaml::text(&bytes);
+    let text = match &found {
+        Ok(text) => (*text).to_owned(),
+        Err(_) => String::from_utf8_lossy(&bytes).into_owned(),
+    };
+    let file = findings.include(name, path.to_owned(), text.clone());
+    if is_secret {
+        findings.conceal(Place {
+            file,
+            end_line: usize::MAX,
+            ..Place::START
+        });
+    }
+    match found {
+        Ok(_) => Some((file, text)),
         Err((at, message)) => {
-            let shown = String::from_utf8_lossy(&bytes).into_owned();
-            let file = findings.include(name, path.to_owned(), shown);
             let start = at.unwrap_or(Place::START);
             findings.error(Place { file, ..start }, message);
             None

@@ -41,7 +41,7 @@ fn set(name: &At<String>, raw: &raw::matchers::Set, findings: &mut Findings<'_>)
     }
     let lines = match (&raw.file, &raw.kind) {
         (Some(file), Some(kind)) => {
-            let lines = include::lines(file, findings);
+            let lines = include::lines(file, false, findings);
             if lines.as_ref().is_some_and(Vec::is_empty) {
                 let message = format!("nothing stands in `{}`", clip(file));
                 findings.warn(file.place, message);

@@ -58,13 +58,11 @@ pub(super) fn read(path: &At<String>, secrets: Secrets, findings: &mut Findings<
         findings.warn(path.place, message).with_help(help);
         return Users::default();
     }
-    let Some(lines) = include::lines(path, findings) else {
+    let Some(lines) = include::lines(path, true, findings) else {
         return Users::default();
     };
     let mut users = HashMap::new();
     for line in lines {
-        // What stands here may be a password.
-        findings.conceal(line.place);
         let Some((name, hash)) = line.split_once(':') else {
             let message = "a user is a name, a colon and an argon2 hash";
             findings.error(line.place, message);
@@ -111,6 +109,28 @@ fn check(hash: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::diag::Place;
+
+    #[test]
+    fn no_line_of_the_file_is_shown() {
+        for (bytes, expected) in [
+            (&b"alice:s3cret\xff"[..], "1:13: error: this is not UTF-8"),
+            (b"alice:s3cret\0\n", "1:13: error: a NUL byte stands here"),
+            (b"alice:pass#s3cret\n", "1:1: error: this is no argon2 hash"),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            let path = At {
+                value: file.path().display().to_string(),
+                place: Place::START,
+            };
+            let mut findings = Findings::new("p.yaml".into(), None, "");
+            read(&path, Secrets::Needed, &mut findings);
+            let told = findings.finish()[0].render(false);
+            assert!(told.contains(expected), "{told}");
+            assert!(told.contains("**") && !told.contains("s3cret"), "{told}");
+        }
+    }
 
     #[test]
     fn only_hashes_of_argon2_are_taken() {
