@@ -252,6 +252,18 @@ pub fn canonical_ip(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// Whether a connection to an address arrives at a listener of this machine on the same port. The unspecified address leads to
+/// loopback (Linux), and a listener there hears what comes to any.
+pub fn leads_to(ip: IpAddr, listener: IpAddr) -> bool {
+    let ip = match canonical_ip(ip) {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let listener = canonical_ip(listener);
+    ip == listener || ip.is_loopback() && listener.is_unspecified()
+}
+
 /// An IPv4 address as it prints: each request for one needs that, and a formatter takes its time.
 fn dotted(ip: Ipv4Addr) -> String {
     let digit = |value: u8| char::from(b'0' + value % 10);

@@ -22,7 +22,7 @@ use super::upstreams::{DIRECT, Routes};
 use crate::pac::Script;
 use crate::policy::chain::{Commit, Retry};
 use crate::policy::flight::SniMismatch;
-use crate::policy::guard::{Exception, Guards, Loopback};
+use crate::policy::guard::{Exception, Guards, Loopback, is_never_admitted};
 use crate::policy::index::Index;
 use crate::policy::matcher::{Matcher, Set};
 use crate::policy::{Action, Block, Close, Mode, Policy, Preflight, Rule, lint};
@@ -149,7 +149,7 @@ pub(super) fn policy(
         hash: Arc::clone(context.hash),
         report,
         index: Index::for_many(&rules),
-        guards: guards(raw.guards.as_ref(), report, context),
+        guards: guards(raw.guards.as_ref(), report, context, findings),
         rules,
         default,
         routes: compiler.routes.list,
@@ -465,7 +465,12 @@ fn block(raw: &At<raw::rules::Block>, findings: &mut Findings<'_>) -> Block {
     }
 }
 
-fn guards(raw: Option<&At<raw::guards::Guards>>, report: bool, context: &Context<'_>) -> Guards {
+fn guards(
+    raw: Option<&At<raw::guards::Guards>>,
+    report: bool,
+    context: &Context<'_>,
+    findings: &mut Findings<'_>,
+) -> Guards {
     let mut guards = Guards {
         report,
         own: context.own.to_vec(),
@@ -496,6 +501,10 @@ fn guards(raw: Option<&At<raw::guards::Guards>>, report: bool, context: &Context
     for except in raw.except.iter().flat_map(|list| list.iter()) {
         let ports = except.port.as_ref().map(|ports| matchers::ports(ports));
         let nets = except.ip.iter().flat_map(|nets| nets.iter());
+        for net in nets.clone().filter(|net| is_never_admitted(net.0)) {
+            let message = format!("no exception opens {}: it is no host's address", net.0);
+            findings.error(net.place, message);
+        }
         guards.except.extend(nets.map(|net| Exception {
             net: net.0,
             ports: ports.clone(),

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use percent_encoding::percent_decode_str;
 
 use crate::secret::Secret;
-use crate::target::{Host, Target, TargetError, canonical_ip};
+use crate::target::{Host, Target, TargetError, canonical_ip, leads_to};
 
 /// A snapshot of environment variables.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -325,10 +325,7 @@ pub(super) fn is_own(proxy: &Target, own: SocketAddr) -> bool {
             is_near && (listener.is_loopback() || listener.is_unspecified())
         }
         // A listener on 127.0.0.1 is not reached at 127.0.0.2 or ::1, but a wildcard one is.
-        Host::Ip(ip) => {
-            let is_near = ip.is_loopback() || ip.is_unspecified();
-            *ip == listener || is_near && listener.is_unspecified()
-        }
+        Host::Ip(ip) => leads_to(*ip, listener),
     }
 }
 
@@ -461,6 +458,8 @@ mod tests {
             ("http://[::1]:3199", true),
             ("http://127.0.0.1:3199", true),
             ("http://0.0.0.0:3199", true),
+            ("http://0.0.0.0:3128", true),
+            ("http://[::]:3128", false),
             ("http://192.0.2.1:3128", false),
         ] {
             let environment = [("HTTPS_PROXY", value)].into_iter().collect();

@@ -4,18 +4,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Ports;
 use super::flight::SniMismatch;
 use crate::client::Client;
-use crate::target::{Host, Target, canonical_ip};
+use crate::target::{Host, Target, canonical_ip, leads_to};
 
 /// The guards of a policy. Unspecified, multicast and reserved addresses, and our own listeners,
-/// are refused whatever stands here.
+/// are refused whatever stands here, in report mode too.
 #[derive(Clone, Debug)]
 pub struct Guards {
-    /// Whether refusals are only noted (`mode: report`). Loops are refused all the same.
+    /// Whether refusals are only noted (`mode: report`), but for those that nothing opens.
     pub report: bool,
     /// Loopback addresses.
     pub loopback: Loopback,
@@ -92,6 +92,11 @@ impl Guard {
             Self::SniMismatch => "guards.sni_mismatch",
         }
     }
+
+    /// Whether no exception opens it, and report mode does not either.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Own | Self::Special)
+    }
 }
 
 impl Admitted {
@@ -148,7 +153,7 @@ impl Guards {
                 address,
                 would: None,
             }),
-            Some(guard) if self.report && guard != Guard::Own => Ok(Admitted {
+            Some(guard) if self.report && !guard.is_final() => Ok(Admitted {
                 address,
                 would: Some(guard),
             }),
@@ -200,21 +205,22 @@ impl Guards {
         if self.is_own(ip, port, client) {
             return Some(Guard::Own);
         }
+        // An IPv6 address that carries an IPv4 one reaches that one: it is judged as both.
+        let carried = embedded_ipv4(ip).map(IpAddr::V4);
+        let judged = || [Some(ip), carried].into_iter().flatten();
+        if judged().any(is_special) {
+            return Some(Guard::Special);
+        }
         let excepted = |e: &Exception| {
             e.net.contains(&ip) && e.ports.as_ref().is_none_or(|ports| ports.contains(port))
         };
         if self.except.iter().any(excepted) {
             return None;
         }
-        // An IPv6 address that carries an IPv4 one reaches that one: it is judged as both.
-        self.classify(ip, client)
-            .or_else(|| self.classify(IpAddr::V4(embedded_ipv4(ip)?), client))
+        judged().find_map(|ip| self.classify(ip, client))
     }
 
     fn classify(&self, ip: IpAddr, client: &Client) -> Option<Guard> {
-        if is_special(ip) {
-            return Some(Guard::Special);
-        }
         if ip.is_loopback() {
             let allowed = match self.loopback {
                 Loopback::Auto => client.is_loopback(),
@@ -229,14 +235,12 @@ impl Guards {
         (self.block_private && is_private(ip)).then_some(Guard::Private)
     }
 
-    /// Whether a dial would reach one of our own listeners. A wildcard listener is reached at
-    /// loopback and at the address this client came in by.
+    /// Whether a dial would reach one of our own listeners. A wildcard listener is reached also at the address this client
+    /// came in by.
     fn is_own(&self, ip: IpAddr, port: u16, client: &Client) -> bool {
         self.own.iter().filter(|own| own.port() == port).any(|own| {
-            let listener = canonical_ip(own.ip());
-            listener == ip
-                || listener.is_unspecified()
-                    && (ip.is_loopback() || ip == canonical_ip(client.local.ip()))
+            let came_in = || ip == canonical_ip(client.local.ip());
+            leads_to(ip, own.ip()) || own.ip().is_unspecified() && came_in()
         })
     }
 }
@@ -246,11 +250,24 @@ pub fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
+/// Unspecified, multicast, broadcast and reserved addresses.
+const SPECIAL: [IpNet; 4] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
+        8,
+    )),
+];
+
 fn is_special(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.octets()[0] >= 224,
-        IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast(),
-    }
+    SPECIAL.iter().any(|net| net.contains(&ip))
+}
+
+/// Whether all of a network is refused, whatever a policy says.
+pub fn is_never_admitted(net: IpNet) -> bool {
+    SPECIAL.iter().any(|special| special.contains(&net))
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
@@ -434,6 +451,44 @@ mod tests {
             Some(Guard::Own)
         );
         assert!(own("127.0.0.1:3129").admit(address, &near).is_ok());
+        // The unspecified address is loopback.
+        for (dialled, listener, is_own) in [
+            ("0.0.0.0:3128", "127.0.0.1:3128", true),
+            ("0.0.0.0:3128", "0.0.0.0:3128", true),
+            ("[::]:3128", "[::1]:3128", true),
+            ("[::]:3128", "0.0.0.0:3128", true),
+            ("0.0.0.0:3128", "192.0.2.1:3128", false),
+        ] {
+            let guard = if is_own { Guard::Own } else { Guard::Special };
+            let refused = own(listener).admit(dialled.parse().unwrap(), &near);
+            assert_eq!(refused.err(), Some(guard), "{dialled} {listener}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_hosts_address_is_refused_whatever_the_policy_says() {
+        let near = client("127.0.0.1:999", "127.0.0.1:3128");
+        let guards = Guards {
+            report: true,
+            except: ["0.0.0.0/0", "::/0"]
+                .map(|net| Exception {
+                    net: net.parse().unwrap(),
+                    ports: None,
+                })
+                .into(),
+            ..Guards::default()
+        };
+        for ip in [
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "255.255.255.255",
+            "ff02::1",
+            "64:ff9b::",
+        ] {
+            check(&guards, &near, ip, Some(Guard::Special));
+        }
+        check(&guards, &near, "169.254.169.254", None);
     }
 
     #[test]

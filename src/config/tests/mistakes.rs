@@ -362,6 +362,20 @@ fn a_flood_of_warnings_hides_no_mistake() {
 }
 
 #[test]
+fn an_exception_that_opens_nothing_is_none() {
+    let except = |ip: &str| {
+        let guards = format!("guards: {{except: [{{ip: '{ip}'}}]}}");
+        mistakes(&format!("version: 1\n{guards}\ndefault: {{direct: true}}\n"))
+    };
+    for ip in ["0.0.0.0/8", "240.0.0.0/4", "::/128", "ff02::/16"] {
+        let told = format!("2:24 no exception opens {ip}: it is no host's address");
+        assert_eq!(except(ip), [told]);
+    }
+    assert_eq!(except("10.0.0.0/8"), [""; 0]);
+    assert_eq!(except("::/0"), [""; 0]);
+}
+
+#[test]
 fn a_byte_order_mark_is_fine() {
     let loaded = loaded("\u{feff}version: 1\ndefault: {direct: true}\n");
     assert!(loaded.policy.rules.is_empty() && loaded.warnings.is_empty());
