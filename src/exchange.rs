@@ -376,11 +376,12 @@ impl Exchange {
         let told = failure.told();
         if let Failure::Denied(denied) = told {
             let record = self.open_mut().record();
-            record.rule.get_or_insert_with(|| denied.rule.clone());
-            record.code.clone_from(&denied.code);
-            if record.rule_source.is_none() {
+            // A guard stands nowhere, and may refuse what a rule let through.
+            if record.rule.is_none() || denied.source.is_none() {
+                record.rule = Some(denied.rule.clone());
                 record.rule_source.clone_from(&denied.source);
             }
+            record.code.clone_from(&denied.code);
         }
         // With the target, or on the way to an upstream.
         let shaken = if let Failure::Reach { failure, .. } = told {

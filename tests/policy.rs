@@ -297,7 +297,10 @@ fn a_guard_judges_what_a_name_resolves_to() {
         "version: 1\nguards: {loopback: block}\ndns: {hosts: {in.example: [127.0.0.1], meta.example: [169.254.169.254]}}\n\
          rules: []\ndefault: {direct: true}\n",
     );
-    for name in ["in.example", "meta.example"] {
+    for (name, guard) in [
+        ("in.example", "guards.loopback"),
+        ("meta.example", "guards.link_local"),
+    ] {
         for request in [
             connect(format!("{name}:{port}")),
             get(format!("{name}:{port}"), "/"),
@@ -308,6 +311,9 @@ fn a_guard_judges_what_a_name_resolves_to() {
                 "{head}"
             );
             check!(&record, "error.type": "policy.denied.ip", "egress.phase": "policy", "egress.side": "proxy");
+            // The default let it through.
+            check!(&record, "egress.rule": guard);
+            assert!(record.get("egress.rule_source").is_none(), "{record}");
         }
     }
     assert!(origin.is_untouched());
