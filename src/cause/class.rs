@@ -339,7 +339,7 @@ impl Classes {
             & !Self::just(Class::Status).0,
     );
     /// Every class.
-    pub const ANY: Self = Self(!0);
+    pub const ANY: Self = Self((1 << Class::ALL.len()) - 1);
 
     const fn just(class: Class) -> Self {
         Self(1 << class as u16)
@@ -371,6 +371,20 @@ impl From<Class> for Classes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_classes_by_name_are_any() {
+        let all = |classes: &[Class]| {
+            let none = Classes::default();
+            classes
+                .iter()
+                .fold(none, |set, class| set.and((*class).into()))
+        };
+        assert_eq!(all(Class::ALL), Classes::ANY);
+        let is_wide = |class: &&Class| Classes::PIPE.contains(**class);
+        let wide: Vec<_> = Class::ALL.iter().filter(is_wide).copied().collect();
+        assert!(all(&wide).is_wide() && !all(&wide[1..]).is_wide());
+    }
 
     /// The id of a cause, its class, and whether `,` and `|` go on behind it.
     const TABLE: &[(&str, Option<Class>, bool, bool)] = &[
