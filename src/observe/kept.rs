@@ -225,8 +225,14 @@ impl Kept {
                 beat.failures += 1;
             }
         }
-        while self.pulse.len() > PULSE {
-            self.pulse.pop_front();
+        if self.pulse.len() > PULSE {
+            let away = |beat: Option<&Beat>| beat.map(|beat| beat.second.abs_diff(second));
+            // A clock that was set back leaves seconds that are to come.
+            if away(self.pulse.back()) > away(self.pulse.front()) {
+                self.pulse.pop_back();
+            } else {
+                self.pulse.pop_front();
+            }
         }
     }
 
@@ -268,9 +274,11 @@ impl Kept {
         self.records.iter().rfind(|r| r.id == id).cloned()
     }
 
-    /// The seconds in which a request ended, the oldest first.
-    pub fn pulse(&self) -> Vec<Beat> {
-        self.pulse.iter().copied().collect()
+    /// The seconds before `now` in which a request ended, the oldest first.
+    pub fn pulse(&self, now: Timestamp) -> Vec<Beat> {
+        let now = now.as_second();
+        let lately = |beat: &&Beat| beat.second.abs_diff(now) < PULSE as u64;
+        self.pulse.iter().filter(lately).copied().collect()
     }
 
     /// What failed, by host and cause, the most frequent first.
@@ -534,7 +542,8 @@ mod tests {
 
     #[test]
     fn the_pulse_counts_each_second_once_and_in_order() {
-        let pulse = some().pulse();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let pulse = some().pulse(at(13));
         let beats: Vec<_> = pulse
             .iter()
             .map(|b| (b.second, b.requests, b.failures, b.denied))
@@ -544,6 +553,19 @@ mod tests {
             [(10, 2, 1, 0), (11, 1, 1, 0), (12, 1, 0, 1), (13, 1, 1, 0)]
         );
         assert_eq!(some().hits("abc").get("inside"), Some(&5));
+        // Of what is long ago nothing is left, however little came since.
+        assert_eq!(some().pulse(at(12 + 300)).len(), 1);
+        assert_eq!(some().pulse(at(86_400)).len(), 0);
+    }
+
+    #[test]
+    fn the_pulse_goes_on_behind_a_clock_that_was_set_back() {
+        let mut kept = Kept::default();
+        for second in (10_000..10_400).chain(100..200) {
+            kept.push(record(second, "a.example", "direct", None));
+        }
+        let now = Timestamp::from_second(199).unwrap();
+        assert_eq!(kept.pulse(now).len(), 100);
     }
 
     #[test]
@@ -558,7 +580,11 @@ mod tests {
             ));
         }
         assert_eq!(kept.find(&Filter::default(), usize::MAX).len(), MOST);
-        assert_eq!((kept.pulse().len(), kept.troubles().len()), (PULSE, PAIRS));
+        let now = Timestamp::from_second(2999).unwrap();
+        assert_eq!(
+            (kept.pulse(now).len(), kept.troubles().len()),
+            (PULSE, PAIRS)
+        );
         assert!(kept.get(Uuid::from_u128(1)).is_none());
         assert!(kept.get(Uuid::from_u128(2999)).is_some());
     }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::super::Station;
@@ -60,7 +61,7 @@ pub(in crate::admin) fn status_of(station: &Station) -> Status {
         tunnels: station.proxy.live.count(),
         followers: station.board.followers(),
         dropped: dropped.map(|(sink, count)| Lost { sink, count }).collect(),
-        pulse: station.board.kept().pulse(),
+        pulse: station.board.kept().pulse(Timestamp::now()),
     }
 }
 
