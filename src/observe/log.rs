@@ -63,25 +63,42 @@ enum Sink {
 }
 
 impl Sink {
-    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+    /// Writes all, or says how many bytes were written before it failed.
+    fn write(&mut self, batch: &[u8]) -> Result<(), (usize, io::Error)> {
+        let mut written = 0;
+        while let Some(rest) = batch.get(written..).filter(|rest| !rest.is_empty()) {
+            match self.sink().write(rest) {
+                Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((written, error)),
+            }
+        }
+        self.sink().flush().map_err(|error| (written, error))
+    }
+
+    fn sink(&mut self) -> &mut dyn Write {
         match self {
-            Self::File(_, file) => file.write_all(batch),
-            Self::Other(sink) => sink.write_all(batch).and_then(|()| sink.flush()),
+            Self::File(_, file) => file,
+            Self::Other(sink) => sink,
         }
     }
 
-    /// Begins a new file in the place of one that was moved away; the old one stays where that fails.
-    fn reopen(&mut self) {
+    /// Begins a new file in the place of one that was moved away; the old one stays where that fails. Whether there is one.
+    fn reopen(&mut self) -> bool {
         let Self::File(path, file) = self else {
-            return tracing::warn!("the record log is no file: there is nothing to reopen");
+            tracing::warn!("the record log is no file: there is nothing to reopen");
+            return false;
         };
         match open(path) {
             Ok(new) => {
                 *file = new;
                 tracing::info!(path = %path.display(), "the record log is reopened");
+                true
             }
             Err(error) => {
                 tracing::error!(%error, path = %path.display(), "reopen the record log failed; the old one stays in use");
+                false
             }
         }
     }
@@ -185,23 +202,29 @@ pub fn form_of_stdout(no_colour: bool) -> Form {
 fn write_all(mut sink: Sink, form: Form, desk: &Desk<Held>, is_moved: &AtomicBool) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut taken = Vec::new();
-    let (mut failed, mut told) = (false, 0);
+    // Whether a line was begun and not ended; how many were lost to a write since one went well, and how many are told.
+    let (mut is_torn, mut failed, mut told) = (false, None, 0);
     while desk.take(&mut taken) {
-        if is_moved.swap(false, Ordering::Acquire) {
-            sink.reopen();
+        if is_moved.swap(false, Ordering::Acquire) && sink.reopen() {
+            is_torn = false;
         }
         let mut records = taken.drain(..).peekable();
         while records.peek().is_some() {
-            let mut gathered = 0;
+            if is_torn {
+                batch.push(b'\n');
+            }
+            let start = batch.len();
             while batch.len() < BATCH
                 && let Some(record) = records.next()
             {
-                gathered += 1;
                 write_one(&mut batch, form, &record);
             }
             match sink.write(&batch) {
                 Ok(()) => {
-                    failed = false;
+                    is_torn = false;
+                    if let Some(lost) = failed.take() {
+                        tracing::warn!(lost, "the record log works again");
+                    }
                     let lost = desk.dropped();
                     if lost > told {
                         tracing::warn!(
@@ -211,12 +234,19 @@ fn write_all(mut sink: Sink, form: Form, desk: &Desk<Held>, is_moved: &AtomicBoo
                         told = lost;
                     }
                 }
-                Err(error) => {
-                    desk.lose(gathered);
-                    if !failed {
+                Err((written, error)) => {
+                    let (done, rest) = batch.split_at(written);
+                    is_torn = done.last().map_or(is_torn, |last| *last != b'\n');
+                    let rest = rest
+                        .get(start.saturating_sub(written)..)
+                        .unwrap_or_default();
+                    let lost = lines(rest);
+                    desk.lose(lost);
+                    told += lost;
+                    if failed.is_none() {
                         tracing::error!(%error, "write to the record log failed; records are lost until it works again");
                     }
-                    failed = true;
+                    *failed.get_or_insert(0) += lost;
                 }
             }
             batch.clear();
@@ -224,6 +254,10 @@ fn write_all(mut sink: Sink, form: Form, desk: &Desk<Held>, is_moved: &AtomicBoo
         drop(records);
         desk.rest(REST);
     }
+}
+
+fn lines(text: &[u8]) -> u64 {
+    text.iter().map(|byte| u64::from(*byte == b'\n')).sum()
 }
 
 fn write_one(batch: &mut Vec<u8>, form: Form, record: &Record) {
@@ -316,6 +350,53 @@ mod tests {
                 .collect();
             assert!(own.len() == 1000 && own.is_sorted(), "{own:?}");
         }
+    }
+
+    /// Takes part of the first line, and fails; takes whole lines from then on.
+    struct Full {
+        calls: usize,
+        failed: Sender<()>,
+        text: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.calls += 1;
+            if self.calls == 2 {
+                self.failed.send(()).unwrap();
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let taken = if self.calls == 1 { 20 } else { bytes.len() };
+            self.text.lock().unwrap().extend(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_tore_is_lost_alone() {
+        let (failed, failure) = channel();
+        let text = Arc::<Mutex<Vec<u8>>>::default();
+        let full = Full {
+            calls: 0,
+            failed,
+            text: text.clone(),
+        };
+        let log = Log::to(full, Form::Json);
+        log.record(record(201));
+        failure.recv().unwrap();
+        log.record(record(202));
+        log.record(record(203));
+        log.close(Duration::from_secs(10));
+        let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!((lines.len(), log.dropped()), (3, 1), "{text}");
+        assert_eq!(lines[0].len(), 20);
+        let whole = |line: &&str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+        assert_eq!(lines.iter().filter(|line| whole(line)).count(), 2);
     }
 
     #[test]
