@@ -63,6 +63,18 @@ impl Endpoint {
         }
         url(text).map(Self::Url)
     }
+
+    /// Reads what a flag says.
+    ///
+    /// # Errors
+    /// What to write instead, or that this build cannot export.
+    pub fn of_flag(text: &str) -> Result<Self, String> {
+        let endpoint = Self::parse(text)?;
+        if !cfg!(feature = "otlp") && endpoint != Self::Off {
+            return Err("this build exports nothing: build it with --features otlp".to_owned());
+        }
+        Ok(endpoint)
+    }
 }
 
 /// Reads the URL of a collector.
@@ -119,17 +131,6 @@ pub enum HeaderSource {
 pub struct OtlpError {
     name: String,
     problem: String,
-}
-
-impl OtlpError {
-    /// For a build that cannot export.
-    pub fn not_built() -> Self {
-        Self {
-            name: "--otlp or server.otlp".to_owned(),
-            problem: "this build exports nothing: build it with --features otlp, or say --otlp off"
-                .to_owned(),
-        }
-    }
 }
 
 impl Otlp {
@@ -350,6 +351,11 @@ pub(super) fn check(raw: Option<&At<raw::otlp::Otlp>>, findings: &mut Findings<'
             .map_err(|problem| findings.error(at.place, problem))
             .ok()
     });
+    if !cfg!(feature = "otlp") && endpoint != Some(Endpoint::Off) {
+        let help = "build routecause with `--features otlp`, or leave it out";
+        let message = "this build exports nothing";
+        findings.error(raw.place, message).with_help(help);
+    }
     let mut headers = Vec::new();
     for (name, source) in raw.headers.iter().flat_map(|headers| headers.iter()) {
         let field = HeaderName::from_bytes(name.as_bytes());

@@ -321,7 +321,7 @@ pub(super) fn check(
             address @ (AdminAddress::Off | AdminAddress::Tcp(_)) => address.clone(),
         }),
         admin_token: (raw.admin_token.as_ref()).and_then(|token| token_source(token, findings)),
-        history: (raw.history.as_ref()).map(|path| findings.folder(path.place).join(&path.value)),
+        history: (raw.history.as_ref()).and_then(|path| history(path, findings)),
         history_retention: raw.history_retention.as_ref().map(|wait| wait.0),
         metrics_hosts: (raw.metrics_hosts.as_ref())
             .map(|count| usize::try_from(count.0).unwrap_or(usize::MAX)),
@@ -336,6 +336,16 @@ pub(super) fn check(
         users,
         limits,
     }
+}
+
+fn history(path: &At<String>, findings: &mut Findings<'_>) -> Option<PathBuf> {
+    if !cfg!(feature = "history") {
+        let help = "build routecause with `--features history`, or leave it out";
+        let message = "this build keeps no history";
+        findings.error(path.place, message).with_help(help);
+        return None;
+    }
+    Some(findings.folder(path.place).join(&path.value))
 }
 
 impl Listener {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
@@ -30,7 +31,7 @@ pub(in crate::cli) struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "ROUTECAUSE_ADMIN_TOKEN_FILE")]
     pub(in crate::cli) admin_token_file: Option<PathBuf>,
     /// Keep records in this SQLite file as well (a build with the feature `history`).
-    #[arg(long, value_name = "FILE", env = "ROUTECAUSE_HISTORY")]
+    #[arg(long, value_name = "FILE", env = "ROUTECAUSE_HISTORY", value_parser = PathBufValueParser::new().try_map(history))]
     pub(in crate::cli) history: Option<PathBuf>,
     /// How long that keeps them, as in 24h. [default: 168h]
     #[arg(long, value_name = "DURATION", env = "ROUTECAUSE_HISTORY_RETENTION", value_parser = parse::duration)]
@@ -40,7 +41,7 @@ pub(in crate::cli) struct ServeArgs {
     pub(in crate::cli) metrics_hosts: Option<usize>,
     /// Export records and spans to the OTLP collector at this URL, as in <http://127.0.0.1:4318>, or `off` (a build with the
     /// feature `otlp`). Without it, `OTEL_EXPORTER_OTLP_ENDPOINT` and its like are read.
-    #[arg(long, value_name = "URL|off", env = "ROUTECAUSE_OTLP", value_parser = otlp::Endpoint::parse)]
+    #[arg(long, value_name = "URL|off", env = "ROUTECAUSE_OTLP", value_parser = otlp::Endpoint::of_flag)]
     pub(in crate::cli) otlp: Option<otlp::Endpoint>,
     /// How records are written. [default: text on a terminal, else json]
     #[arg(long, value_name = "FORMAT", env = "ROUTECAUSE_LOG_FORMAT")]
@@ -59,6 +60,14 @@ pub(in crate::cli) struct ServeArgs {
     /// How long open tunnels have when the process is told to end, as in 30s. [default: 30s]
     #[arg(long, value_name = "DURATION", env = "ROUTECAUSE_DRAIN_TIMEOUT", value_parser = parse::duration)]
     pub(in crate::cli) drain_timeout: Option<Duration>,
+}
+
+fn history(path: PathBuf) -> Result<PathBuf, &'static str> {
+    if cfg!(feature = "history") {
+        Ok(path)
+    } else {
+        Err("this build keeps no history: build it with --features history")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

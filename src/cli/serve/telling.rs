@@ -9,7 +9,7 @@ use crate::app::{AdminSettings, Settings};
 use crate::config::env::Environment;
 #[cfg(not(feature = "otlp"))]
 use crate::config::otlp;
-use crate::config::otlp::{Endpoint, Otlp, OtlpError};
+use crate::config::otlp::{Otlp, OtlpError};
 use crate::config::{self, ServerSettings};
 use crate::observe::board::{Board, History, Keep};
 use crate::observe::log::{Form, Log, form_of_stdout};
@@ -61,12 +61,8 @@ fn history(settings: &AdminSettings) -> Result<Option<Arc<dyn History>>, Refusal
 }
 
 #[cfg(not(feature = "history"))]
-fn history(settings: &AdminSettings) -> Result<Option<Arc<dyn History>>, Refusal> {
-    if settings.history.is_some() {
-        let error =
-            anyhow::anyhow!("this build keeps no history: build it with --features history");
-        return Err(Refusal::Other(error));
-    }
+#[expect(clippy::unnecessary_wraps, reason = "other builds can fail here")]
+fn history(_: &AdminSettings) -> Result<Option<Arc<dyn History>>, Refusal> {
     Ok(None)
 }
 
@@ -99,15 +95,11 @@ pub(super) fn otlp(
     server: &ServerSettings,
     env: &Environment,
 ) -> Result<Option<Otlp>, OtlpError> {
-    let flag = args.otlp.as_ref();
-    if cfg!(feature = "otlp") {
-        return Otlp::settle(flag, &server.otlp, env);
+    // That the environment names a collector for all programs is no wish that a build must meet.
+    if !cfg!(feature = "otlp") {
+        return Ok(None);
     }
-    match flag.or(server.otlp.endpoint.as_ref()) {
-        Some(Endpoint::Url(_)) => Err(OtlpError::not_built()),
-        // That the environment names a collector for all programs is no wish that we cannot meet.
-        Some(Endpoint::Off) | None => Ok(None),
-    }
+    Otlp::settle(args.otlp.as_ref(), &server.otlp, env)
 }
 
 fn form(args: &ServeArgs, server: &ServerSettings, is_file: bool, env: &Environment) -> Form {

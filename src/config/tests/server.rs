@@ -11,7 +11,6 @@ server:
   allow_from: [172.17.0.0/16]
   admin: 127.0.0.1:3229
   admin_token: {file: token}
-  history: history.db
   history_retention: 24h
   metrics_hosts: 10
   log_format: json
@@ -29,7 +28,6 @@ default: {direct: true}
     let admin = server.admin.as_ref().map(ToString::to_string);
     assert_eq!(admin.as_deref(), Some("127.0.0.1:3229"));
     assert_eq!(server.admin_token, Some(TokenSource::File("token".into())));
-    assert_eq!(server.history.as_deref(), Some(Path::new("history.db")));
     assert_eq!(server.history_retention, Some(Duration::from_hours(24)));
     assert_eq!(server.metrics_hosts, Some(10));
     assert_eq!(server.log_file.as_deref(), Some(Path::new("records.jsonl")));
@@ -37,6 +35,32 @@ default: {direct: true}
     assert_eq!(server.drain_timeout, Some(Duration::from_secs(30)));
     assert_eq!(server.limits.connections, Some(500));
     assert_eq!(loaded.policy.guards.own.len(), 2);
+}
+
+#[test]
+fn what_a_build_has_not_is_told_when_the_policy_is_loaded() {
+    for (key, feature, is_built_in) in [
+        ("history: history.db", "history", cfg!(feature = "history")),
+        (
+            "otlp: {endpoint: 'http://127.0.0.1:4318'}",
+            "otlp",
+            cfg!(feature = "otlp"),
+        ),
+        ("otlp: {endpoint: off}", "otlp", true),
+    ] {
+        let policy = format!("version: 1\nserver: {{{key}}}\ndefault: {{direct: true}}\n");
+        match try_load(&policy, &Environment::default()) {
+            Ok(loaded) => {
+                let is_kept = loaded.server.history.as_deref() == Some(Path::new("history.db"));
+                assert!(is_built_in && is_kept == (feature == "history"), "{key}");
+            }
+            Err(report) => {
+                let told = report.to_string();
+                let help = format!("build routecause with `--features {feature}`, or leave it out");
+                assert!(!is_built_in && told.contains(&help), "{told}");
+            }
+        }
+    }
 }
 
 #[test]
