@@ -1,20 +1,16 @@
 //! Name servers: from the `dns` section and the rules' `dns` to who is asked, and how.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 
 use http::Uri;
 use http::uri::Scheme;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
-use super::Secrets;
 use super::check::Context;
 use super::decode::{At, clip, nearest};
 use super::diag::{Findings, Place};
 use super::raw;
-use super::upstreams::Routes;
+use super::upstreams::{Routes, tls::certificates};
 use crate::policy::RouteId;
 use crate::policy::dns::{Ask, AskId, Cache, Dns, Prefer, Secure, Server, Transport};
 use crate::target::{Host, Target, TargetError};
@@ -217,7 +213,10 @@ fn ask(
         }
     }
     let roots = match &raw.ca {
-        Some(file) if !is_plain => roots(file, context, findings),
+        Some(file) if !is_plain => {
+            let roots = certificates(file, context.secrets, findings);
+            roots.map(|roots| roots.into_iter().map(Into::into).collect())
+        }
         Some(_) | None => None,
     };
     let via = match &raw.via {
@@ -341,46 +340,6 @@ fn addresses_of(
         }
         (None, Host::Name(_)) => None, // and what is wrong with `ip` was told
     }
-}
-
-/// Reads certificates, or notes why they cannot be had.
-fn roots(
-    file: &At<String>,
-    context: &Context<'_>,
-    findings: &mut Findings<'_>,
-) -> Option<Arc<[CertificateDer<'static>]>> {
-    let needed = context.secrets?;
-    let path = findings.folder(file.place).join(&file.value);
-    match read_roots(&path) {
-        Ok(roots) => return Some(roots.into()),
-        Err(problem) => {
-            let message = format!("the file {} {problem}", path.display());
-            match needed {
-                Secrets::Needed => findings.error(file.place, message),
-                Secrets::Wanted => findings
-                    .warn(file.place, message)
-                    .with_help("`serve` refuses to start without it"),
-            };
-        }
-    }
-    None
-}
-
-fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let io = |error: std::io::Error| format!("cannot be read: {error}");
-    // Asked before opening: a pipe would hold us up.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err("is no regular file".to_owned());
-    }
-    let text = std::fs::read(path).map_err(io)?;
-    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let roots = roots.map_err(|error| format!("is no PEM: {error}"))?;
-    let mut store = rustls::RootCertStore::empty();
-    let (usable, _) = store.add_parsable_certificates(roots.iter().cloned());
-    if usable == 0 {
-        return Err("holds no certificate (PEM)".to_owned());
-    }
-    Ok(roots)
 }
 
 fn cache(raw: &raw::dns::DnsCache, findings: &mut Findings<'_>) -> Cache {

@@ -1,5 +1,6 @@
 //! Where secrets are read: from files and from what programs print. Never logged, in part or whole.
 
+use std::fs::Metadata;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -9,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Secrets;
+use super::diag::{Findings, Place};
 use crate::policy::upstream::{Credential, Source};
 use crate::secret::Secret;
 use crate::timeouts::Brief;
@@ -62,13 +65,7 @@ pub(super) fn of_file(path: &Path) -> Result<Secret, SecretError> {
         return Err(told("is no regular file"));
     }
     let file = std::fs::File::open(path).map_err(io)?;
-    let mode = file.metadata().map_err(io)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(SecretError {
-            help: Some(format!("chmod 600 {}", path.display())),
-            ..told(&format!("is open to others (mode {mode:03o})"))
-        });
-    }
+    keeps_private(path, &file.metadata().map_err(io)?)?;
     let mut text = String::new();
     file.take(LONGEST).read_to_string(&mut text).map_err(io)?;
     let secret = text.strip_suffix('\n').unwrap_or(&text);
@@ -80,6 +77,53 @@ pub(super) fn of_file(path: &Path) -> Result<Secret, SecretError> {
         return Err(told("holds more than one line, or a control character"));
     }
     Ok(Secret::new(secret))
+}
+
+/// Refuses a file that others than who runs us may read or write. A file of root's may be read by its group, where we are
+/// another: so Kubernetes, Swarm and systemd hand secrets over.
+///
+/// # Errors
+/// That others may.
+pub(super) fn keeps_private(path: &Path, data: &Metadata) -> Result<(), SecretError> {
+    let is_handed = data.uid() == 0 && !nix::unistd::geteuid().is_root();
+    let mode = data.mode() & 0o777;
+    if mode & others(is_handed) == 0 {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(SecretError {
+        message: format!("the file {path} is open to others (mode {mode:03o})"),
+        help: Some(if is_handed {
+            format!("chmod 440 {path}, and chgrp it to a group of ours")
+        } else {
+            format!("chmod 600 {path}")
+        }),
+    })
+}
+
+/// What may not be set in the mode of a file of secrets.
+fn others(is_handed: bool) -> u32 {
+    if is_handed { 0o037 } else { 0o077 }
+}
+
+/// Notes that what `serve` needs cannot be had: a warning where the policy is only looked at.
+pub(super) fn tell(
+    error: SecretError,
+    place: Place,
+    secrets: Secrets,
+    findings: &mut Findings<'_>,
+) {
+    let refuses = "`serve` refuses to start without it";
+    match (secrets, error.help) {
+        (Secrets::Needed, help) => findings.error(place, error.message).help = help,
+        (Secrets::Wanted, Some(help)) => {
+            let help = format!("{help}: {refuses}");
+            findings.warn(place, error.message).with_help(help);
+        }
+        (Secrets::Wanted, None) => {
+            findings.warn(place, error.message).with_help(refuses);
+        }
+    }
 }
 
 /// Runs a program, without a shell, for the first line that it prints.
@@ -166,6 +210,23 @@ mod tests {
             of_file(file.path()).unwrap_err().to_string(),
             format!("the file {path} is open to others (mode 644): chmod 600 {path}")
         );
+    }
+
+    #[test]
+    fn the_group_may_read_what_root_hands_over_and_nobody_else() {
+        for (mode, own, handed) in [
+            (0o400, true, true),
+            (0o600, true, true),
+            (0o440, false, true),
+            (0o640, false, true),
+            (0o444, false, false),
+            (0o460, false, false),
+            (0o450, false, false),
+            (0o604, false, false),
+        ] {
+            let fits = |is_handed| mode & others(is_handed) == 0;
+            assert_eq!((fits(false), fits(true)), (own, handed), "{mode:o}");
+        }
     }
 
     #[test]

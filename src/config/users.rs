@@ -1,7 +1,6 @@
 //! The file of users: who may use the proxy, with hashes of their passwords.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use argon2::Params;
@@ -11,6 +10,7 @@ use super::Secrets;
 use super::decode::{At, clip};
 use super::diag::Findings;
 use super::include;
+use super::secrets::{self, keeps_private};
 use crate::secret::Secret;
 
 /// The most memory that one check of a password may take, in KiB.
@@ -37,26 +37,16 @@ impl Users {
 }
 
 /// Reads the file: `name:$argon2id$...` a line, `#` before comments.
-pub(super) fn read(path: &At<String>, secrets: Secrets, findings: &mut Findings<'_>) -> Users {
+pub(super) fn read(path: &At<String>, needed: Secrets, findings: &mut Findings<'_>) -> Users {
     let file = findings.folder(path.place).join(&path.value);
-    let mode = std::fs::metadata(&file).map_or(0, |data| data.mode() & 0o777);
-    if mode & 0o077 != 0 {
-        let message = format!(
-            "the file {} is open to others (mode {mode:03o}): chmod 600 it",
-            file.display()
-        );
-        let help = format!("chmod 600 {}", file.display());
-        if secrets == Secrets::Needed {
-            findings.error(path.place, message).with_help(help);
-        } else {
-            findings.warn(path.place, message).with_help(help);
-        }
-    }
-    if secrets == Secrets::Wanted && !file.exists() {
-        let message = format!("the file {} is not there", file.display());
-        let help = "`serve` refuses to start without it";
-        findings.warn(path.place, message).with_help(help);
+    let data = std::fs::metadata(&file);
+    if needed == Secrets::Wanted && data.is_err() {
+        let error = format!("the file {} is not there", file.display());
+        secrets::tell(error.into(), path.place, needed, findings);
         return Users::default();
+    }
+    if let Some(error) = data.ok().and_then(|data| keeps_private(&file, &data).err()) {
+        secrets::tell(error, path.place, needed, findings);
     }
     let Some(lines) = include::lines(path, true, findings) else {
         return Users::default();

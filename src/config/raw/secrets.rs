@@ -21,7 +21,7 @@ written! {
     SecretPlace is "a secret", later [] {
         /// The variable of the environment that holds it.
         env: String,
-        /// The file that holds it, relative to the policy's folder; readable by its owner only.
+        /// The file that holds it, relative to the policy's folder; readable by its owner only, or by its group where it is root's and we are another.
         file: String,
         /// The program, and its arguments, that prints it on its first line. No shell is involved.
         command: OneOrMany<String>,

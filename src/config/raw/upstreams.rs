@@ -158,7 +158,7 @@ written! {
         ca: String,
         /// A PEM file with our own certificate and what stands between it and its root.
         cert: String,
-        /// The PEM file of its private key; readable by its owner only.
+        /// The PEM file of its private key; readable by its owner only, or by its group where it is root's and we are another.
         key: String,
         /// The name that the upstream's certificate must stand for; the host of `url` where left out.
         server_name: String,

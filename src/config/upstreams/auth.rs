@@ -223,18 +223,13 @@ fn fetch(
             (found, Source::Command(line))
         }
     };
-    let error = match found {
-        Ok(value) => return Some(Credential { value, source }),
-        Err(error) => error,
-    };
-    let diagnostic = match needed {
-        Secrets::Needed => findings.error(at.place, error.message),
-        Secrets::Wanted => findings.warn(at.place, error.message),
-    };
-    let refuses =
-        (needed == Secrets::Wanted).then(|| "`serve` refuses to start without it".to_owned());
-    diagnostic.help = error.help.or(refuses);
-    None
+    match found {
+        Ok(value) => Some(Credential { value, source }),
+        Err(error) => {
+            secrets::tell(error, at.place, needed, findings);
+            None
+        }
+    }
 }
 
 fn of_variable(name: &str, context: &Context<'_>) -> Result<Secret, SecretError> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -10,6 +11,7 @@ use super::super::check::Context;
 use super::super::decode::{At, clip};
 use super::super::diag::Findings;
 use super::super::raw;
+use super::super::secrets::{self, SecretError, keeps_private};
 use crate::policy::upstream::{Identity, Tls, Versions};
 use crate::secret::Secret;
 use crate::target::Host;
@@ -96,17 +98,16 @@ pub(in crate::config) fn certificates(
     secrets: Option<Secrets>,
     findings: &mut Findings<'_>,
 ) -> Option<Vec<Vec<u8>>> {
-    secrets?;
-    let path = findings.folder(at.place).join(&at.value);
-    let found = read(&path).and_then(|text| {
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-        let found = found.map_err(|error| format!("is no PEM: {error}"))?;
-        if found.is_empty() {
-            return Err("holds no certificate".to_owned());
+    had(at, secrets, findings, |path| {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+        let found = found.map_err(|error| told(path, &format!("is no PEM: {error}")))?;
+        // What nobody could trust or show is none.
+        let (usable, _) = RootCertStore::empty().add_parsable_certificates(found.iter().cloned());
+        if usable == 0 {
+            return Err(told(path, "holds no certificate (PEM)"));
         }
         Ok(found.iter().map(|der| der.to_vec()).collect())
-    });
-    told(found, at, &path, secrets, findings)
+    })
 }
 
 fn key_of(
@@ -114,27 +115,22 @@ fn key_of(
     secrets: Option<Secrets>,
     findings: &mut Findings<'_>,
 ) -> Option<Secret> {
-    use std::os::unix::fs::MetadataExt as _;
-    secrets?;
-    let path = findings.folder(at.place).join(&at.value);
-    let found = read(&path).and_then(|text| {
-        let mode = std::fs::metadata(&path).map_or(0, |data| data.mode() & 0o777);
-        if mode & 0o077 != 0 {
-            return Err(format!("is open to others (mode {mode:03o}): chmod 600 it"));
-        }
-        PrivateKeyDer::from_pem_slice(&text).map_err(|_| "holds no private key".to_owned())?;
-        let text = String::from_utf8(text).map_err(|_| "holds no private key".to_owned())?;
-        Ok(Secret::new(text))
-    });
-    told(found, at, &path, secrets, findings)
+    had(at, secrets, findings, |path| {
+        let text = read(path)?;
+        let io = |error: std::io::Error| told(path, &format!("cannot be read: {error}"));
+        keeps_private(path, &std::fs::metadata(path).map_err(io)?)?;
+        let none = || told(path, "holds no private key");
+        PrivateKeyDer::from_pem_slice(&text).map_err(|_| none())?;
+        Ok(Secret::new(String::from_utf8(text).map_err(|_| none())?))
+    })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read(path: &Path) -> Result<Vec<u8>, SecretError> {
     use std::io::Read as _;
-    let io = |error: std::io::Error| format!("cannot be read: {error}");
+    let io = |error: std::io::Error| told(path, &format!("cannot be read: {error}"));
     // Asked before opening: a pipe would hold us up.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err("is no regular file".to_owned());
+        return Err(told(path, "is no regular file"));
     }
     let mut text = Vec::new();
     let file = std::fs::File::open(path).map_err(io)?;
@@ -142,24 +138,19 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
-/// What was found; what is wrong with it is a warning where the policy is only looked at.
-fn told<T>(
-    found: Result<T, String>,
+fn told(path: &Path, problem: &str) -> SecretError {
+    format!("the file {} {problem}", path.display()).into()
+}
+
+/// What a file holds; nothing is read where files are not looked at.
+fn had<T>(
     at: &At<String>,
-    path: &Path,
     secrets: Option<Secrets>,
     findings: &mut Findings<'_>,
+    look: impl Fn(&Path) -> Result<T, SecretError>,
 ) -> Option<T> {
-    let problem = match found {
-        Ok(found) => return Some(found),
-        Err(problem) => format!("the file {} {problem}", path.display()),
-    };
-    if secrets == Some(Secrets::Needed) {
-        findings.error(at.place, problem);
-    } else {
-        findings
-            .warn(at.place, problem)
-            .with_help("`serve` refuses to start without it");
-    }
-    None
+    let needed = secrets?;
+    let found = look(&findings.folder(at.place).join(&at.value));
+    let tell = |error| secrets::tell(error, at.place, needed, findings);
+    found.map_err(tell).ok()
 }
