@@ -11,7 +11,7 @@ use super::Secrets;
 use super::chains;
 use super::clients::{self, Clients, Listeners};
 use super::decode::{At, clip, midnight};
-use super::defaults::{circuit, sniff, timeouts, timeouts_of};
+use super::defaults::{circuit, sniff, timeouts, timeouts_of_rule};
 use super::diag::{Findings, Place};
 use super::dns::{self, NameServers};
 use super::env::Environment;
@@ -270,7 +270,7 @@ impl Compiler<'_> {
                 Some(raw::rules::RuleMode::Off) => Mode::Off,
             },
             expires,
-            timeouts: timeouts.map(|raw| Arc::new(timeouts_of(&self.timeouts, raw, findings))),
+            timeouts: timeouts.map(|raw| Arc::new(timeouts_of_rule(&self.timeouts, raw, findings))),
             preflight: raw
                 .preflight
                 .as_ref()

@@ -20,7 +20,7 @@ pub(super) fn timeouts(
     }
 }
 
-pub(super) fn timeouts_of(
+fn timeouts_of(
     base: &Timeouts,
     raw: &raw::defaults::Timeouts,
     findings: &mut Findings<'_>,
@@ -59,6 +59,22 @@ pub(super) fn timeouts_of(
         head: or(&raw.head, base.head),
         keepalive: or(&raw.keepalive, base.keepalive),
     }
+}
+
+/// What a rule says of times.
+pub(super) fn timeouts_of_rule(
+    base: &Timeouts,
+    raw: &raw::defaults::Timeouts,
+    findings: &mut Findings<'_>,
+) -> Timeouts {
+    for (key, at) in [("head", &raw.head), ("sniff", &raw.sniff)] {
+        if let Some(at) = at {
+            let message = format!("`{key}` is waited for before any rule has decided");
+            let help = format!("write `{key}` in `defaults.timeouts`");
+            findings.error(at.place, message).with_help(help);
+        }
+    }
+    timeouts_of(base, raw, findings)
 }
 
 /// The longest time in which failures are counted, or for which a target is refused: a person who waits for more than

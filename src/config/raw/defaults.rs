@@ -63,9 +63,9 @@ written! {
         idle: Wait,
         /// A tunnel from its request to its end, whatever passes in it (any).
         max_duration: Wait,
-        /// The first flight of a tunnel, where a rule asks for it (300ms).
+        /// The first flight of a tunnel, where a rule asks for it (300ms); in `defaults` only.
         sniff: Wait,
-        /// A request's head (15s).
+        /// A request's head (15s); in `defaults` only.
         head: Wait,
         /// A client's connection between two requests, and an upstream's of HTTP/2 between two tunnels (1m).
         keepalive: Wait,

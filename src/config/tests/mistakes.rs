@@ -365,7 +365,9 @@ fn a_flood_of_warnings_hides_no_mistake() {
 fn an_exception_that_opens_nothing_is_none() {
     let except = |ip: &str| {
         let guards = format!("guards: {{except: [{{ip: '{ip}'}}]}}");
-        mistakes(&format!("version: 1\n{guards}\ndefault: {{direct: true}}\n"))
+        mistakes(&format!(
+            "version: 1\n{guards}\ndefault: {{direct: true}}\n"
+        ))
     };
     for ip in ["0.0.0.0/8", "240.0.0.0/4", "::/128", "ff02::/16"] {
         let told = format!("2:24 no exception opens {ip}: it is no host's address");

@@ -128,7 +128,14 @@ fn a_rule_says_one_thing_and_says_it_well() {
             "match: {not: {any: [{alpn: h2}, {proto: tls}]}}, direct: true",
             &[],
         ),
-        ("direct: true, sniff: always, timeouts: {sniff: 1s}", &[]),
+        ("direct: true, sniff: always, timeouts: {idle: 1s}", &[]),
+        (
+            "direct: true, timeouts: {sniff: 1s, head: 1s}",
+            &[
+                "`sniff` is waited for before any rule has decided",
+                "`head` is waited for before any rule has decided",
+            ],
+        ),
         (
             "match: {proto: [tls, quic]}, direct: true",
             &["`quic` is not one of tls, http, ssh, other"],
