@@ -415,6 +415,24 @@ fn a_collector_that_is_away_or_busy_is_asked_again_and_one_that_rejects_is_count
 }
 
 #[test]
+fn a_busy_collector_is_given_time_on_a_kept_connection_too() {
+    let collector = Collector::answering(|at| (if at == 1 { 503 } else { 200 }, Vec::new()));
+    let proxy = start(
+        &["--otlp", &collector.url()],
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    );
+    let post = || collector.posts.recv_timeout(SOON).unwrap();
+    assert_eq!(fetch(&proxy, "http://closed.test/", ""), 403);
+    post();
+    assert_eq!(fetch(&proxy, "http://closed.test/", ""), 403);
+    let refused = post();
+    let asked_at = Instant::now();
+    assert_eq!(post().1, refused.1);
+    // Of the second that it is given, some may be gone when we look at the clock.
+    assert!(asked_at.elapsed() > std::time::Duration::from_millis(500));
+}
+
+#[test]
 fn what_cannot_be_exported_is_told_at_the_start() {
     let policy = tempfile::tempdir().unwrap();
     let path = policy.path().join("p.yaml");

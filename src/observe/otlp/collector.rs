@@ -143,12 +143,15 @@ impl Collector {
     pub(super) async fn send(&mut self, message: Bytes) -> Result<u64, SendError> {
         let limit = self.timeout;
         let sending = async {
-            // A kept connection may have been closed meanwhile.
-            if let Some(mut kept) = self.kept.take()
-                && let Ok(rejected) = self.ask(&mut kept, message.clone()).await
-            {
-                self.kept = Some(kept);
-                return Ok(rejected);
+            if let Some(mut kept) = self.kept.take() {
+                match self.ask(&mut kept, message.clone()).await {
+                    // It may have been closed meanwhile.
+                    Err(SendError::Http(_) | SendError::Connect(_)) => {}
+                    answered => {
+                        self.kept = answered.is_ok().then_some(kept);
+                        return answered;
+                    }
+                }
             }
             let mut fresh = self.connect().await?;
             let rejected = self.ask(&mut fresh, message).await?;
