@@ -75,7 +75,7 @@ pub struct Record {
     /// The client's port.
     #[serde(rename = "client.port")]
     pub client_port: u16,
-    /// The user name that the client gave. Its password was not checked.
+    /// The user name that the client gave; proved where `server.auth`, a certificate or a socket proves users.
     #[serde(rename = "user.name", skip_serializing_if = "Option::is_none")]
     pub user: Option<Arc<str>>,
     /// The User-Agent field.
@@ -145,7 +145,7 @@ pub struct Record {
         skip_serializing_if = "Option::is_none"
     )]
     pub protocol_name: Option<&'static str>,
-    /// `1.0` or `1.1` of HTTP, `5` of SOCKS.
+    /// `1.0`, `1.1` or `2` of HTTP, `5` of SOCKS.
     #[serde(
         rename = "network.protocol.version",
         skip_serializing_if = "Option::is_none"

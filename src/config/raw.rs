@@ -29,7 +29,7 @@ written! {
     Policy is "the policy", later [] {
         /// The version of this language: 1.
         version "write `version: 1`": Count,
-        /// Files with more `sets`, `upstreams` and `clients`, from the folder of the file they are named in.
+        /// Files with more `chains`, `clients`, `faults`, `groups`, `sets` and `upstreams`, from the folder of the file they are named in.
         include: OneOrMany<String>,
         /// `report` only notes what rules and guards would block, and lets it pass.
         mode: PolicyMode,

@@ -1,7 +1,7 @@
 //! From bytes to a tree that knows where each value and key stands. The only file that knows the YAML crate.
 //!
 //! A policy is read by strangers' editors and by us alike, so the tree takes plain YAML only: no
-//! anchors, aliases, merge keys or tags, one document, 1 MiB, 16 levels.
+//! anchors, aliases, merge keys or tags, one document, 4 MiB, 16 levels.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;

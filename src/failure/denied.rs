@@ -31,7 +31,7 @@ pub struct Denied {
 pub enum DeniedBy {
     /// The default.
     Default,
-    /// A rule, or `server.allow_from`.
+    /// A rule.
     Rule,
     /// A rule by address.
     RuleIp,

@@ -1,4 +1,5 @@
-//! Evaluates a script, with limits of time, memory and depth. It knows nothing of this process but what it is given.
+//! Evaluates a script, with limits of time, memory and depth. It knows nothing of this process but what it is given,
+//! and of this machine the address that it sends from.
 
 use std::cell::Cell;
 use std::fmt;

@@ -28,7 +28,7 @@ written! {
     RoleText is "a role", later ["cert", "uid"] {
         /// The client's address lies in one of these.
         cidr: OneOrMany<Net>,
-        /// The user name that the client gives; it counts from this machine only, since no password is checked.
+        /// The user name that the client gives; it counts from this machine only, unless it is proved, as by `server.auth`.
         user: OneOrMany<String>,
         /// Globs for the request's label. A label is what the client says, and proves nothing.
         label: OneOrMany<String>,

@@ -133,7 +133,7 @@ written! {
     ClientMatch is "`client`", later ["cert", "uid"] {
         /// The client's address lies in one of these.
         cidr: OneOrMany<Net>,
-        /// The user name that the client gives; it counts from this machine only, since no password is checked.
+        /// The user name that the client gives; it counts from this machine only, unless it is proved, as by `server.auth`.
         user: OneOrMany<String>,
         /// The client has one of these roles.
         role: OneOrMany<String>,
