@@ -258,7 +258,7 @@ pub fn leads_to(ip: IpAddr, listener: IpAddr) -> bool {
     let ip = match canonical_ip(ip) {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
     };
     let listener = canonical_ip(listener);
     ip == listener || ip.is_loopback() && listener.is_unspecified()

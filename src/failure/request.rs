@@ -120,7 +120,7 @@ impl fmt::Debug for FirstBytes {
         let line = self.0.get(blank.count()..).unwrap_or_default();
         let end = line.iter().position(|byte| b" \t\r\n".contains(byte));
         let (method, target) = line.split_at(end.unwrap_or(line.len()));
-        let is_line = method.iter().all(is_token) && !target.trim_ascii().is_empty();
+        let is_line = method.iter().all(|byte| is_token(*byte)) && !target.trim_ascii().is_empty();
         if is_line {
             write!(f, "\"{} ...\"", method.escape_ascii())
         } else {
@@ -130,8 +130,8 @@ impl fmt::Debug for FirstBytes {
 }
 
 /// Whether a byte may stand in a method (RFC 9110, section 5.6.2).
-fn is_token(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Why a request is not forwarded.

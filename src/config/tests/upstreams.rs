@@ -250,6 +250,24 @@ fn what_does_not_fit_an_upstream_is_told_at_its_key() {
 }
 
 #[test]
+fn a_file_of_which_no_certificate_is_usable_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (pem, problem) in [
+        (garbage, "holds no certificate (PEM)"),
+        (&garbage.repeat(100_000), "is larger than 4096 KiB"),
+    ] {
+        std::fs::write(&ca, pem).unwrap();
+        let upstream = format!("{{url: 'https://h:1', tls: {{ca: '{}'}}}}", ca.display());
+        let policy =
+            format!("version: 1\nupstreams: {{corp: {upstream}}}\ndefault: {{via: corp}}\n");
+        let report = try_load(&policy, &Environment::default()).unwrap_err();
+        assert!(report.to_string().contains(problem), "{report}");
+    }
+}
+
+#[test]
 fn a_build_without_pac_says_so() {
     let policy = "version: 1\nupstreams: {office: {pac: missing.pac}}\ndefault: {via: office}\n";
     let report = try_load(policy, &Environment::default()).unwrap_err();

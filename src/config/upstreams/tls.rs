@@ -10,6 +10,7 @@ use super::super::Secrets;
 use super::super::check::Context;
 use super::super::decode::{At, clip};
 use super::super::diag::Findings;
+use super::super::include;
 use super::super::raw;
 use super::super::secrets::{self, SecretError, keeps_private};
 use crate::policy::upstream::{Identity, Tls, Versions};
@@ -17,7 +18,7 @@ use crate::secret::Secret;
 use crate::target::Host;
 
 /// More than any chain or list of roots takes, in bytes.
-const LONGEST: u64 = 4 * 1024 * 1024;
+const LONGEST: usize = 4 * 1024 * 1024;
 
 /// Compiles `tls`; nothing of it is needed.
 pub(super) fn compile(
@@ -126,16 +127,12 @@ fn key_of(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SecretError> {
-    use std::io::Read as _;
     let io = |error: std::io::Error| told(path, &format!("cannot be read: {error}"));
     // Asked before opening: a pipe would hold us up.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(told(path, "is no regular file"));
     }
-    let mut text = Vec::new();
-    let file = std::fs::File::open(path).map_err(io)?;
-    file.take(LONGEST).read_to_end(&mut text).map_err(io)?;
-    Ok(text)
+    include::read(path, LONGEST).map_err(|problem| told(path, &problem))
 }
 
 fn told(path: &Path, problem: &str) -> SecretError {
