@@ -1,6 +1,7 @@
 //! Asking the admin listener of a running proxy.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HOST};
@@ -13,11 +14,16 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 
 use super::{ADMIN_TOKEN, AdminArgs, exit};
 use crate::config::env::Environment;
 use crate::config::{AdminAddress, TokenSource};
 use crate::secret::Secret;
+use crate::timeouts::Brief;
+
+/// A proxy answers at once: what is silent for so long is none, or hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A proxy that is asked.
 pub(super) struct Asked {
@@ -80,22 +86,45 @@ impl Asked {
         &self.address
     }
 
-    /// What a path answers, once it is a success.
+    /// What a path answers, once it is a success. Its body may take as long as it likes.
     pub(super) async fn get(&self, path: &str) -> Result<Response<Incoming>, AskError> {
-        self.ask(Method::GET, path).await
+        self.in_time(self.ask(Method::GET, path)).await
     }
 
     /// Asks for what a path stands for to be gone.
     pub(super) async fn delete(&self, path: &str) -> Result<(), AskError> {
-        self.ask(Method::DELETE, path).await.map(drop)
+        self.in_time(self.ask(Method::DELETE, path)).await.map(drop)
+    }
+
+    /// What a path answers, as JSON.
+    pub(super) async fn json(&self, path: &str) -> Result<Value, AskError> {
+        self.in_time(async {
+            let answer = self.ask(Method::GET, path).await?;
+            let body = answer.into_body().collect().await;
+            let body = body.map_err(|error| self.unreachable(&error))?.to_bytes();
+            serde_json::from_slice(&body).map_err(|error| self.unreachable(&error))
+        })
+        .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, AskError>>,
+    ) -> Result<T, AskError> {
+        let silent = |_| Err(self.unreachable(&format!("no answer in {}", Brief(PATIENCE))));
+        timeout(PATIENCE, answer).await.unwrap_or_else(silent)
+    }
+
+    fn unreachable(&self, why: &impl ToString) -> AskError {
+        AskError::Unreachable {
+            address: self.address.to_string(),
+            why: why.to_string(),
+        }
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Response<Incoming>, AskError> {
         let answer = self.send(method, path).await;
-        let answer = answer.map_err(|why| AskError::Unreachable {
-            address: self.address.to_string(),
-            why,
-        })?;
+        let answer = answer.map_err(|why| self.unreachable(&why))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -111,18 +140,6 @@ impl Asked {
                 .unwrap_or("is that an admin listener, and not the proxy itself?")
                 .to_owned(),
         })
-    }
-
-    /// What a path answers, as JSON.
-    pub(super) async fn json(&self, path: &str) -> Result<Value, AskError> {
-        let answer = self.get(path).await?;
-        let told = |why: String| AskError::Unreachable {
-            address: self.address.to_string(),
-            why,
-        };
-        let body = answer.into_body().collect().await;
-        let body = body.map_err(|error| told(error.to_string()))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|error| told(error.to_string()))
     }
 
     async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, String> {
@@ -168,5 +185,29 @@ impl Asked {
                 Box::new(stream)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_listens_and_says_nothing_is_no_proxy() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Asked {
+            address: AdminAddress::Tcp(listener.local_addr().unwrap()),
+            token: None,
+        };
+        let errors = [
+            proxy.get("/readyz").await.unwrap_err(),
+            proxy.json("/v1/status").await.unwrap_err(),
+            proxy.delete("/v1/dns/cache").await.unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("no answer in 5s"), "{error}");
+        }
     }
 }
