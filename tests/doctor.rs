@@ -150,9 +150,11 @@ fn nothing_is_the_matter() {
         .join("policy.yaml")
         .display()
         .to_string();
-    let (status, stdout, _) =
-        run(&mut scene.command(&format!("https://{TARGET}:{}/", target.port()), &policy));
-    assert!(status.success());
+    let (status, stdout, _) = run(&mut scene.command(
+        &format!("https://me:s3cret@{TARGET}:{}/", target.port()),
+        &policy,
+    ));
+    assert!(status.success() && !stdout.contains("s3cret"), "{stdout}");
     assert!(
         stdout.starts_with(&format!(
             "verdict   {TARGET}:{} works direct\n",
@@ -597,7 +599,7 @@ fn the_places_that_go_fetches_from_are_looked_at() {
     .unwrap();
     let gone = Origin::nowhere().port();
     let goproxy = format!(
-        "https://{TARGET}:{gone},https://{TARGET}:{}|direct",
+        "https://{TARGET}:{gone},https://me:s3cret@{TARGET}:{}|direct",
         target.port()
     );
     let home = scene.folder.path().display().to_string();
@@ -612,11 +614,12 @@ fn the_places_that_go_fetches_from_are_looked_at() {
         format!("  1  FAILS  https://{TARGET}:{gone}\n"),
         "(server_down)".to_owned(),
         "then, behind 404 and 410 only:".to_owned(),
-        format!("  2  ok     https://{TARGET}:{}\n", target.port()),
+        format!("  2  ok     https://…@{TARGET}:{}\n", target.port()),
         "then, behind any failure:".to_owned(),
         "note: no private patterns".to_owned(),
         "Write | there".to_owned(),
     ] {
         assert!(stdout.contains(&part), "{part} in {stdout}");
     }
+    assert!(!stdout.contains("s3cret"), "{stdout}");
 }

@@ -11,6 +11,7 @@ mod thorough;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use serde::Serialize;
 use self::page::{Page, Tone};
 use super::explain::decision;
 use super::{PolicyArg, dns, exit, parse, variables};
-use crate::app::explain::Asked;
-use crate::config::env::Environment;
+use crate::app::explain::{AskError, Asked};
+use crate::config::env::{Environment, without_credentials};
 use crate::config::{self, Loaded, Options, Source};
 use crate::doctor::facts::Spoken;
 use crate::doctor::probe::Progress;
@@ -113,7 +114,7 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         _ => 0,
     };
     if let Some(odd) = args.more.get(most) {
-        say!("error: {odd}: one subject at a time");
+        say!("error: {}: one subject at a time", without_credentials(odd));
         return exit::USAGE;
     }
     if args.image.is_some() && args.subject != "docker" {
@@ -142,8 +143,8 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         _ => {}
     }
     let subject = args.subject.as_str();
-    if let Err(error) = Asked::parse(subject) {
-        say!("error: {subject}: {error}");
+    if let Err(error) = asked(subject) {
+        say!("error: {}: {error}", without_credentials(subject));
         return exit::USAGE;
     }
     let (policy, source) = match load(args, env) {
@@ -220,6 +221,22 @@ struct Diagnosis {
     rule: Option<String>,
 }
 
+/// What a URL asks for. A user name and a password are the server's, and nothing of theirs is looked at.
+fn asked(url: &str) -> Result<Asked, AskError> {
+    Asked::parse(&without_user(url))
+}
+
+/// A URL as if nobody had a name.
+fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    format!("{scheme}://{host}{path}")
+}
+
 /// What is to be looked at, and the rule that decides about it.
 fn plan(
     url: &str,
@@ -227,7 +244,7 @@ fn plan(
     policy: &Arc<Policy>,
     env: &Environment,
 ) -> anyhow::Result<(Plan, Option<String>)> {
-    let asked = Asked::parse(url)?;
+    let asked = asked(url)?;
     let controls = controls(args, env)?;
     let portal = match args.portal.as_deref().map(Asked::parse) {
         Some(Ok(portal)) if portal.is_plain() => {
@@ -307,7 +324,7 @@ fn controls(args: &DoctorArgs, env: &Environment) -> anyhow::Result<Vec<Target>>
     let parse = |text: &String| {
         let found = Target::from_authority(text)
             .or_else(|_| Target::from_authority(&format!("{text}:443")));
-        found.with_context(|| format!("--control {text}"))
+        found.with_context(|| format!("--control {}", without_credentials(text)))
     };
     named.iter().map(parse).collect()
 }
@@ -354,9 +371,9 @@ fn denied(target: &Target, rule: &str, of_network: &Verdict) -> Verdict {
 }
 
 fn recheck(args: &DoctorArgs) -> String {
-    let mut text = format!("routecause doctor {}", args.subject);
-    for more in &args.more {
-        let _ = write!(text, " {more}");
+    let mut text = "routecause doctor".to_owned();
+    for subject in iter::once(&args.subject).chain(&args.more) {
+        let _ = write!(text, " {}", without_credentials(subject));
     }
     if args.compare {
         text.push_str(" --compare");

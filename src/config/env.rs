@@ -286,9 +286,11 @@ pub fn proxy_target(value: &str) -> Result<Target, String> {
     Ok(proxy.target)
 }
 
-/// A proxy's URL without its credentials.
+/// A URL without its credentials.
 pub fn without_credentials(value: &str) -> String {
     let (scheme, rest) = match value.split_once("://") {
+        // Behind a host an `@` is part of the path.
+        Some((_, rest)) if is_host(rest.split(['/', '?', '#']).next()) => return value.to_owned(),
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), value),
     };
@@ -296,6 +298,14 @@ pub fn without_credentials(value: &str) -> String {
         Some((_, host)) => format!("{scheme}…@{host}"),
         None => format!("{scheme}{rest}"),
     }
+}
+
+/// Whether this is a host, with its port or without, and not the first half of credentials that hold a slash.
+fn is_host(authority: Option<&str>) -> bool {
+    authority.is_some_and(|authority| {
+        let port = authority.rsplit_once(':').map(|(_, port)| port);
+        !authority.contains('@') && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    })
 }
 
 /// The list of hosts that are reached without a proxy, and a warning where its two names differ.
@@ -370,6 +380,24 @@ mod tests {
             found.warnings.len()
         );
         assert_eq!(got, expected, "{variables}: {found:?}");
+    }
+
+    #[test]
+    fn credentials_are_left_out_and_paths_are_not() {
+        for (value, expected) in [
+            ("http://me:secret@p:1", "http://…@p:1"),
+            ("me:secret@p:1", "…@p:1"),
+            ("https://token@git.example/a", "https://…@git.example/a"),
+            ("http://me:sec/ret@p:1", "http://…@p:1"),
+            ("http://me:s@cret@p:1", "http://…@p:1"),
+            ("https://npm.example/@a/b", "https://npm.example/@a/b"),
+            (
+                "https://go.example:8443/a/@v/list",
+                "https://go.example:8443/a/@v/list",
+            ),
+        ] {
+            assert_eq!(without_credentials(value), expected);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::super::exit;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
 use super::{load, look, plan, recheck};
-use crate::config::env::Environment;
+use crate::config::env::{Environment, without_credentials};
 use crate::doctor::Verdict;
 use crate::doctor::compare::{Mirror, judge};
 use crate::doctor::probe::compare;
@@ -36,17 +36,18 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     };
     let mut mirrors = Vec::new();
     for url in urls {
+        let shown = without_credentials(url);
         // One after the other: they would share the line.
         let found = path_of(url).and_then(|path| {
             let (plan, _) = plan(url, args, &policy, env)?;
             look(env, async |resolver, progress| {
-                compare(&policy, resolver, &plan, (url, path), progress).await
+                compare(&policy, resolver, &plan, (&shown, path), progress).await
             })
         });
         match found {
             Ok(mirror) => mirrors.push(mirror),
             Err(error) => {
-                say!("error: {url}: {error:#}");
+                say!("error: {shown}: {error:#}");
                 return exit::USAGE;
             }
         }

@@ -13,7 +13,7 @@ use super::super::run::docker::Bridge;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
 use super::program::{command, told};
-use super::{Diagnosis, STRAIGHT, diagnose, of_text, recheck};
+use super::{Diagnosis, STRAIGHT, diagnose, of_text, recheck, without_user};
 use crate::config::env::Environment;
 use crate::doctor::docker::places::{Baked, Kind, Place, baked, baked_in_image};
 use crate::doctor::docker::{Reached, Seen, judge};
@@ -194,7 +194,7 @@ fn reach(
             }
         }
     }
-    let url = args.more.first();
+    let url = args.more.first().map(|url| without_user(url));
     let needs_container = url.is_some() || wanted.iter().any(|(_, inside)| *inside);
     let container = if needs_container {
         Some(Container::make(env))
@@ -230,7 +230,7 @@ fn reach(
         });
     }
     if let (Some(container), Some(url)) = (&container, url) {
-        match container.examines(url) {
+        match container.examines(&url) {
             Ok(inside) => seen.inside = Some(inside),
             Err(error) => notes.push(format!("{url} was not tried inside a container: {error:#}")),
         }

@@ -88,7 +88,8 @@ fn look(asked: &str, env: &Environment) -> anyhow::Result<Seen> {
     let url = url.trim();
     let Some(remote) = Remote::parse(url) else {
         anyhow::bail!(
-            "{asked} is no remote here, and no URL that leaves this machine: name one, as in: routecause doctor git https://git.example/a.git"
+            "{} is no remote here, and no URL that leaves this machine: name one, as in: routecause doctor git https://git.example/a.git",
+            without_credentials(asked)
         );
     };
     let name = (url != asked && !asked.contains(['/', ':'])).then_some(asked);

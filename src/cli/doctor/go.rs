@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::super::{exit, print};
 use super::DoctorArgs;
 use super::{Diagnosis, diagnose, load};
-use crate::config::env::Environment;
+use crate::config::env::{Environment, without_credentials};
 
 /// What `go env -json` says, as far as it matters here.
 #[derive(Debug, Default, Deserialize)]
@@ -66,41 +66,37 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let look = |url: &str| -> anyhow::Result<crate::doctor::Verdict> {
-        let Diagnosis { verdict, .. } = diagnose(url, args, &policy, env)?;
-        Ok(verdict)
-    };
-    let mut told = Told {
-        schema: "routecause.doctor.go/1",
-        goproxy: settings.goproxy.clone(),
-        hops: Vec::new(),
-        sumdb: None,
-        notes: notes(&settings),
-    };
-    for (hop, then) in hops(&settings.goproxy) {
-        let verdict = match &*hop {
+    let mut notes = notes(&settings);
+    let mut look = |url: &str, then: Option<char>| {
+        let place = without_credentials(url);
+        let verdict = match url {
             "direct" | "off" => None,
-            url => match look(url) {
-                Ok(verdict) => Some(verdict),
+            url => match diagnose(url, args, &policy, env) {
+                Ok(Diagnosis { verdict, .. }) => Some(verdict),
                 Err(error) => {
-                    told.notes.push(format!("{url}: {error:#}"));
+                    notes.push(format!("{place}: {error:#}"));
                     None
                 }
             },
         };
-        told.hops.push(Hop {
-            place: hop,
+        Hop {
+            place,
             then,
             verdict,
-        });
-    }
-    if let Some(url) = sumdb(&settings) {
-        told.sumdb = Some(Hop {
-            verdict: look(&url).ok(),
-            place: url,
-            then: None,
-        });
-    }
+        }
+    };
+    let hops: Vec<_> = hops(&settings.goproxy)
+        .iter()
+        .map(|(url, then)| look(url, *then))
+        .collect();
+    let sumdb = sumdb(&settings).map(|url| look(&url, None));
+    let mut told = Told {
+        schema: "routecause.doctor.go/1",
+        goproxy: shown(&settings.goproxy),
+        hops,
+        sumdb,
+        notes,
+    };
     for hop in told
         .hops
         .iter()
@@ -134,6 +130,13 @@ fn read() -> anyhow::Result<Settings> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     serde_json::from_slice(&output.stdout).context("read what go env says")
+}
+
+/// A GOPROXY without user names and passwords.
+fn shown(list: &str) -> String {
+    list.split_inclusive([',', '|'])
+        .map(without_credentials)
+        .collect()
 }
 
 /// The hops of a GOPROXY, each with the separator behind it. What stands behind `direct` or `off` is never asked.
@@ -267,6 +270,14 @@ mod tests {
         assert_eq!(told("https://a,,direct,https://b"), "https://a, direct");
         assert_eq!(told("off"), "off");
         assert_eq!(told(""), "");
+    }
+
+    #[test]
+    fn a_list_is_shown_without_credentials() {
+        assert_eq!(
+            shown("https://me:s3cret@a/go,https://token@b|direct"),
+            "https://…@a/go,https://…@b|direct"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::super::exit;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
 use super::{load, look, plan, recheck};
-use crate::config::env::Environment;
+use crate::config::env::{Environment, without_credentials};
 use crate::doctor::Verdict;
 use crate::doctor::facts::Spoken;
 use crate::doctor::idle::{Silence, judge};
@@ -42,13 +42,13 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         Ok((plan, _)) if plan.spoken == Spoken::Other => {
             say!(
                 "error: {}: --idle asks a server of HTTP whether it is still there: write http:// or https://",
-                args.subject
+                without_credentials(&args.subject)
             );
             return exit::USAGE;
         }
         Ok((plan, _)) => plan,
         Err(error) => {
-            say!("error: {}: {error:#}", args.subject);
+            say!("error: {}: {error:#}", without_credentials(&args.subject));
             return exit::USAGE;
         }
     };
