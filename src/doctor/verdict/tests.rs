@@ -274,6 +274,20 @@ fn addresses_are_told_apart() {
         Certain,
         "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.refused\nway direct control=ok target=connect.refused,connect.refused",
     );
+    // Somebody was reached by another way: it listens.
+    let refused = "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.refused\nway direct control=ok target=connect.refused\n";
+    check(
+        "server_certificate_problem",
+        Certain,
+        &format!(
+            "{refused}way corp control=ok target=tls.cert.unknown_issuer cert=unknown_issuer:CA"
+        ),
+    );
+    check(
+        "unexplained",
+        Medium,
+        &format!("{refused}way corp control=ok target={RESET},{RESET}"),
+    );
     check(
         "server_down",
         Strong,

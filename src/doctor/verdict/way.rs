@@ -126,7 +126,11 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
 
 /// It fails alike on every way.
 pub(super) fn everywhere(facts: &Facts) -> Option<Verdict> {
-    if facts.ways.iter().any(Way::works) {
+    let is_served = |way: &Way| {
+        let has_spoken = |failure: &Probe| failure.failed_of("tls.") || failure.failed_of("http.");
+        way.works() || way.certificate.is_some() || way.failure().is_some_and(has_spoken)
+    };
+    if facts.ways.iter().any(is_served) {
         return None;
     }
     let direct = facts.direct()?;
