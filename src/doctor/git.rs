@@ -293,10 +293,7 @@ pub fn judge(seen: &Seen, network: Option<&Verdict>) -> Verdict {
         return Verdict::new("fine", Certain, format!("git reaches {url}"))
             .because([seen.way(), "git ls-remote went well".to_owned()]);
     };
-    let told = format!(
-        "git says: {}",
-        said.lines().last().unwrap_or_default().trim()
-    );
+    let told = format!("git says: {}", reason(said));
     let has = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     let bad = seen.places.first().filter(|place| {
         seen.remote.transport == Transport::Http
@@ -339,13 +336,7 @@ pub fn judge(seen: &Seen, network: Option<&Verdict>) -> Verdict {
         .because([told, seen.way()])
         .mend("look at git's credential.helper, the token's rights, or ssh-add -l");
     }
-    if has(&[
-        "Repository not found",
-        "not found",
-        "does not appear to be a git repository",
-        "does not exist",
-    ]) && !has(&["resolve host", "Could not resolve"])
-    {
+    if said.lines().any(is_missing) && network.is_none_or(Verdict::is_fine) {
         return Verdict::new(
             "repository_missing",
             Certain,
@@ -387,6 +378,38 @@ pub fn judge(seen: &Seen, network: Option<&Verdict>) -> Verdict {
     )
     .because([told, seen.way()])
     .mend("GIT_CURL_VERBOSE=1 git ls-remote, or GIT_TRACE=1, shows what it does")
+}
+
+/// The line that tells most: what comes behind git's "Could not read" are wishes.
+fn reason(said: &str) -> &str {
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let is_end = |line: &&str| line.starts_with("fatal: Could not read from remote repository");
+    let is_one = |line: &&str| {
+        ["fatal: ", "ssh: ", "ERROR: "]
+            .iter()
+            .any(|from| line.starts_with(from))
+    };
+    let before = lines.clone().take_while(|line| !is_end(line));
+    let first = before.clone().find(is_one);
+    let told = first
+        .or_else(|| before.last())
+        .or_else(|| lines.next_back());
+    told.unwrap_or_default()
+}
+
+/// Whether a host says so that it has no such repository, or git that it was told 404.
+fn is_missing(line: &str) -> bool {
+    let line = line.trim();
+    line.starts_with("fatal: repository '") && line.ends_with("' not found")
+        || [
+            "Repository not found",
+            "repository does not exist",
+            "does not appear to be a git repository",
+            "access denied or repository not exported",
+            "The project you were looking for could not be found",
+        ]
+        .iter()
+        .any(|part| line.contains(part))
 }
 
 #[cfg(test)]

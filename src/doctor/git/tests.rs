@@ -239,3 +239,59 @@ fn what_git_says_and_what_the_network_says_make_one_verdict() {
         "compare the key",
     );
 }
+
+#[test]
+fn a_host_that_was_not_reached_has_said_nothing_of_a_repository() {
+    let url = "https://git.example/a";
+    // What is not found is no repository.
+    says(
+        "git@git.example:a",
+        Some(("proxycommand", "nc %h %p")),
+        Some("ssh: nc: not found\nfatal: Could not read from remote repository."),
+        Some("fine"),
+        "unexplained",
+        "git says: ssh: nc: not found",
+    );
+    says(
+        url,
+        None,
+        Some("fatal: repository 'https://git.example/a/' not found"),
+        Some("bad"),
+        "ip_blocking",
+        "nothing answers",
+    );
+    for said in [
+        "remote: Repository not found.\nfatal: repository 'https://git.example/a/' not found",
+        "ERROR: Repository not found.\nfatal: Could not read from remote repository.\n\nPlease make sure",
+        "fatal: '/a' does not appear to be a git repository\nfatal: Could not read from remote repository.",
+        "fatal: remote error: access denied or repository not exported: /a",
+    ] {
+        says(
+            url,
+            None,
+            Some(said),
+            Some("fine"),
+            "repository_missing",
+            "",
+        );
+    }
+}
+
+#[test]
+fn of_what_git_says_the_reason_is_quoted() {
+    let wishes = "fatal: Could not read from remote repository.\n\nPlease make sure you have the correct access rights\nand the repository exists.\n";
+    for (said, expected) in [
+        (
+            "ssh: Could not resolve hostname a: Name or service not known",
+            "ssh: Could not resolve hostname a: Name or service not known",
+        ),
+        (
+            "git@a: Permission denied (publickey).",
+            "git@a: Permission denied (publickey).",
+        ),
+    ] {
+        assert_eq!(reason(&format!("{said}\n{wishes}")), expected);
+    }
+    assert_eq!(reason("warning: a\nfatal: b\nhint: c"), "fatal: b");
+    assert_eq!(reason(""), "");
+}
