@@ -284,6 +284,21 @@ fn every_tool_has_settings_and_says_what_it_cannot_say() {
     assert!(stdout.contains("systemProp.http.nonProxyHosts=localhost|127.0.0.1|[::1]|corp.example|*.corp.example|10.*\n"), "{stdout}");
     let (status, _, stderr) = run(&mut env(&home, &["--for", "go", "--write"]));
     assert_eq!(status.code(), Some(2), "{stderr}");
+    let tls = ["--proxy", "https://proxy.corp.example:3129"];
+    let (_, stdout, _) = run(&mut env(&home, &[&["--for", "pip"][..], &tls].concat()));
+    assert_eq!(
+        stdout,
+        "[global]\nproxy = https://proxy.corp.example:3129\n"
+    );
+    let (status, _, stderr) = run(&mut env(&home, &[&["--for", "jvm"][..], &tls].concat()));
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    // A socket in the file system has no URL.
+    let policy = home.path().join("policy.yaml").display().to_string();
+    let listen = "version: 1\nserver: {listen: [{address: 'unix:/run/a.sock'}]}\nrules: []\ndefault: {direct: true}\n";
+    fs::write(&policy, listen).unwrap();
+    let (status, _, stderr) = run(&mut env(&home, &["--policy", &policy]));
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--proxy http://host:port"), "{stderr}");
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! `routecause connect HOST PORT`: a tunnel through a proxy on standard input and output, as ssh's `ProxyCommand` wants it.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 
 use super::exit;
-use crate::config::env::Environment;
-use crate::config::{self, DEFAULT_LISTEN, Options};
+use crate::config::env::{Environment, without_credentials};
+use crate::config::{self, Listener, Options};
 use crate::target::Target;
 
 #[derive(Debug, Args)]
@@ -43,7 +43,10 @@ pub(super) fn run(args: &ConnectArgs, env: &Environment) -> u8 {
             return exit::USAGE;
         }
     };
-    let proxy = args.proxy.clone().unwrap_or_else(|| usual(env));
+    let Some(proxy) = args.proxy.clone().or_else(|| usual(env)) else {
+        say!("error: no listener of the policy has an address to name: --proxy http://host:port");
+        return exit::USAGE;
+    };
     match open(&proxy, &target) {
         Ok(Answer::Granted(stream, early)) => match carry(stream, &early) {
             Ok(()) => 0,
@@ -68,17 +71,11 @@ pub(super) fn run(args: &ConnectArgs, env: &Environment) -> u8 {
 }
 
 /// Where the policy listens.
-fn usual(env: &Environment) -> String {
+fn usual(env: &Environment) -> Option<String> {
     let source = config::locate(None, env);
     let loaded = config::load(&source, env, &Options::check(jiff::Timestamp::now()));
-    let listener = loaded
-        .ok()
-        .and_then(|loaded| Some(loaded.server.listen?.first()?.address.socket()));
-    let mut address = listener.unwrap_or(DEFAULT_LISTEN);
-    if address.ip().is_unspecified() {
-        address.set_ip(DEFAULT_LISTEN.ip());
-    }
-    format!("http://{address}")
+    let listeners = loaded.ok().and_then(|loaded| loaded.server.listen);
+    Listener::url(&listeners.unwrap_or_else(|| vec![Listener::default()]))
 }
 
 enum Answer {
@@ -96,14 +93,13 @@ fn open(proxy: &str, target: &Target) -> anyhow::Result<Answer> {
         .strip_prefix("http://")
         .unwrap_or(proxy)
         .trim_end_matches('/');
-    let mut addresses = authority
+    let shown = without_credentials(proxy);
+    let addresses = authority
         .to_socket_addrs()
-        .with_context(|| format!("--proxy {proxy}: write http://host:port"))?;
-    let address = addresses.next().context("the proxy has no address")?;
-    let mut stream =
-        TcpStream::connect_timeout(&address, Duration::from_secs(10)).with_context(|| {
-            format!("connect to the proxy at {authority} (is `routecause serve` running?)")
-        })?;
+        .with_context(|| format!("the proxy {shown}: write http://host:port"))?;
+    let mut stream = connect(addresses).with_context(|| {
+        format!("connect to the proxy at {shown} (is `routecause serve` running?)")
+    })?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(
@@ -145,6 +141,18 @@ fn open(proxy: &str, target: &Target) -> anyhow::Result<Answer> {
     }
 }
 
+/// Tries each address; the last error counts.
+fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut failure = io::Error::other("it has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(10)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
 /// Carries bytes between the tunnel and standard input and output, until the far side ends.
 fn carry(stream: TcpStream, early: &[u8]) -> anyhow::Result<()> {
     let mut up = stream.try_clone()?;
@@ -172,5 +180,24 @@ fn carry(stream: TcpStream, early: &[u8]) -> anyhow::Result<()> {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         carried => carried.context("write to standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_proxy_with_several_addresses_is_tried_at_each() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let nowhere = SocketAddr::new([127, 0, 0, 2].into(), address.port());
+        assert!(connect([nowhere, address].into_iter()).is_ok());
+        assert_eq!(
+            connect([nowhere].into_iter()).unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
     }
 }

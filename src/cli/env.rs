@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{PolicyArg, exit, print, settings};
-use crate::config::env::Environment;
-use crate::config::{self, DEFAULT_LISTEN, Loaded, Options};
+use crate::config::env::{Environment, without_credentials};
+use crate::config::{self, Listener, Loaded, Options};
 use crate::policy::matcher::Matcher;
 
 use bypass::Bypass;
@@ -123,6 +123,11 @@ impl Tool {
             Self::Kubernetes => "kubernetes",
         }
     }
+
+    /// Whether it reaches proxies by TLS. Java has no such setting, and `routecause connect` none of its own.
+    fn speaks_tls(self) -> bool {
+        !matches!(self, Self::Maven | Self::Gradle | Self::Jvm | Self::Ssh)
+    }
 }
 
 /// What `--json` prints.
@@ -223,20 +228,25 @@ fn asked(args: &EnvArgs, env: &Environment) -> Result<tools::Asked, u8> {
         say!("{}", report.render(false));
         exit::BAD_POLICY
     })?;
-    let listener = server.listen.iter().flatten().next();
-    let address = listener.map_or(DEFAULT_LISTEN, |listener| listener.address.socket());
-    let proxy = args.proxy.clone().unwrap_or_else(|| {
-        let port = address.port();
-        if address.ip().is_unspecified() {
-            format!("http://127.0.0.1:{port}")
-        } else {
-            format!("http://{address}")
-        }
-    });
-    let Some(proxy) = tools::Proxy::parse(&proxy) else {
-        say!("error: --proxy {proxy}: write http://host:port");
+    let listeners = server.listen.unwrap_or_else(|| vec![Listener::default()]);
+    let Some(proxy) = args.proxy.clone().or_else(|| Listener::url(&listeners)) else {
+        say!("error: no listener of {source} has an address to name: --proxy http://host:port");
         return Err(exit::USAGE);
     };
+    let Some(proxy) = tools::Proxy::parse(&proxy) else {
+        say!(
+            "error: --proxy {}: write http://host:port, or https://",
+            without_credentials(&proxy)
+        );
+        return Err(exit::USAGE);
+    };
+    if proxy.is_tls && !args.tool.speaks_tls() {
+        say!(
+            "error: {} speaks no TLS with a proxy: --proxy http://host:port names a listener without it",
+            args.tool.name()
+        );
+        return Err(exit::USAGE);
+    }
     let mut bypass = Bypass::read(settings::LOCAL);
     if let Some(list) = &args.no_proxy {
         bypass.add(list);

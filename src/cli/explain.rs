@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{PolicyArg, exit, print};
 use crate::app::explain::{Asked, Asker, Found, walk};
 use crate::config::env::Environment;
-use crate::config::{self, DEFAULT_LISTEN, ListenAt, Listener, Loaded, Options};
+use crate::config::{self, Listener, Loaded, Options};
 use crate::exchange::Trail;
 use crate::net::resolve::Resolver;
 use crate::policy::Policy;
@@ -146,7 +146,7 @@ pub(super) fn run(args: &ExplainArgs, env: &Environment) -> u8 {
 }
 
 fn usual_listener() -> Listener {
-    Listener::plain(0, ListenAt::Tcp(DEFAULT_LISTEN))
+    Listener::default()
 }
 
 /// What a policy decides for a client on this machine.

@@ -28,8 +28,8 @@ use crate::app::{AdminSettings, App, Settings, StartError, default_connections, 
 use crate::config::env::Environment;
 use crate::config::otlp::OtlpError;
 use crate::config::{
-    self, AdminAddress, DEFAULT_ADMIN, DEFAULT_LISTEN, Limits, ListenAt, Listener, Loaded, Options,
-    Report, ServerSettings, Source, TokenSource,
+    self, AdminAddress, DEFAULT_ADMIN, Limits, ListenAt, Listener, Loaded, Options, Report,
+    ServerSettings, Source, TokenSource,
 };
 use crate::failure::chain;
 use crate::net::resolve::Resolver;
@@ -235,22 +235,23 @@ async fn serve(
         None,
     )
     .map_err(|error| Refusal::Other(anyhow::Error::new(error).context("start the workers")))?;
-    greet(&app, &source);
+    let bound = settings.listen.iter().zip(app.places());
+    let listeners: Vec<_> = bound
+        .map(|(listener, place)| Listener {
+            address: place.clone(),
+            ..listener.clone()
+        })
+        .collect();
+    greet(&app, &source, &listeners);
     let (keeper_of, mut wishes) = mpsc::channel(1);
     let standing = Arc::<Standing>::default();
     let admin = match (admin, &board) {
         (Some(bound), Some(board)) => {
             greet_admin(bound.address());
-            let listeners = settings.listen.iter().zip(app.places());
             let station = Station {
                 proxy: app.proxy().clone(),
                 board: board.clone(),
-                listeners: listeners
-                    .map(|(listener, place)| Listener {
-                        address: place.clone(),
-                        ..listener.clone()
-                    })
-                    .collect(),
+                listeners,
                 source: source.clone(),
                 standing: standing.clone(),
                 environment: env.clone(),
@@ -317,7 +318,7 @@ fn settings(
         listen.extend(server.listen.iter().flatten().cloned());
     }
     if listen.is_empty() {
-        listen.push(Listener::plain(0, ListenAt::Tcp(DEFAULT_LISTEN)));
+        listen.push(Listener::default());
     }
     let allow_from = match (args.allow_from.as_slice(), &server.allow_from) {
         ([], Some(written)) => written.clone(),
@@ -404,7 +405,7 @@ fn warn_of_faults(policy: &Policy) {
 }
 
 /// Says where it listens, under which policy, and what to paste into a shell.
-fn greet(app: &App, source: &Source) {
+fn greet(app: &App, source: &Source, listeners: &[Listener]) {
     let addresses: Vec<String> = app.places().iter().map(ListenAt::to_string).collect();
     say!(
         "routecause {} listens on {}, policy {source}: by default {}",
@@ -412,13 +413,7 @@ fn greet(app: &App, source: &Source) {
         addresses.join(" and "),
         default_way(&app.policy())
     );
-    if let Some(ListenAt::Tcp(address)) = app.places().first() {
-        let host = match address.ip() {
-            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
-            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-            std::net::IpAddr::V4(ip) => ip.to_string(),
-        };
-        let url = format!("http://{host}:{}", address.port());
+    if let Some(url) = Listener::url(listeners) {
         say!("export http_proxy={url} https_proxy={url} HTTP_PROXY={url} HTTPS_PROXY={url}");
     }
 }

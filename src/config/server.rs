@@ -95,6 +95,23 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// The URL by which clients name a proxy that listens so: without TLS where it can be had so. Nothing where no listener
+    /// has an address that stays.
+    pub fn url<'l>(listeners: impl IntoIterator<Item = &'l Self>) -> Option<String> {
+        let named = listeners.into_iter().filter_map(|listener| {
+            let ListenAt::Tcp(mut address) = listener.address else {
+                return None;
+            };
+            if address.ip().is_unspecified() {
+                address.set_ip(DEFAULT_LISTEN.ip());
+            }
+            (address.port() != 0).then_some((listener.tls.is_some(), address))
+        });
+        let (is_tls, address) = named.min_by_key(|(is_tls, _)| *is_tls)?;
+        let scheme = if is_tls { "https" } else { "http" };
+        Some(format!("{scheme}://{address}"))
+    }
+
     /// One of which only the place is said.
     pub fn plain(at: usize, address: ListenAt) -> Self {
         Self {
@@ -104,6 +121,13 @@ impl Listener {
             proxy_protocol: Vec::new(),
             auth: None,
         }
+    }
+}
+
+impl Default for Listener {
+    /// The one that is there where none is written.
+    fn default() -> Self {
+        Self::plain(0, ListenAt::Tcp(DEFAULT_LISTEN))
     }
 }
 
@@ -438,4 +462,48 @@ pub fn is_server_name(name: &str) -> bool {
         && name
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The URL of listeners in words; `tls` in front of one with TLS.
+    #[track_caller]
+    fn named(listeners: &str, expected: Option<&str>) {
+        let listeners = listeners.split_whitespace().map(|word| {
+            let (is_tls, address) = match word.strip_prefix("tls:") {
+                Some(address) => (true, address),
+                None => (false, word),
+            };
+            let identity = Identity {
+                chain: Vec::new(),
+                key: Secret::new(""),
+            };
+            Listener {
+                tls: is_tls.then_some(Tls {
+                    identity,
+                    client_ca: None,
+                }),
+                ..Listener::plain(0, ListenAt::parse(address).unwrap())
+            }
+        });
+        let listeners: Vec<_> = listeners.collect();
+        assert_eq!(Listener::url(&listeners).as_deref(), expected);
+    }
+
+    #[test]
+    fn clients_are_told_of_a_listener_that_they_can_name() {
+        named("192.0.2.1:80 127.0.0.1:81", Some("http://192.0.2.1:80"));
+        named(
+            "unix:/a.sock systemd 0.0.0.0:80",
+            Some("http://127.0.0.1:80"),
+        );
+        named("tls:127.0.0.1:443 [::1]:80", Some("http://[::1]:80"));
+        named(
+            "unix:/a.sock tls:127.0.0.1:443",
+            Some("https://127.0.0.1:443"),
+        );
+        named("127.0.0.1:0 unix:/a.sock systemd", None);
+    }
 }

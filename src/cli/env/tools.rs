@@ -22,6 +22,7 @@ pub(super) struct Asked {
 /// The proxy that a tool is pointed at.
 #[derive(Clone, Debug)]
 pub(super) struct Proxy {
+    pub(super) is_tls: bool,
     pub(super) host: String,
     pub(super) port: u16,
 }
@@ -29,17 +30,29 @@ pub(super) struct Proxy {
 impl Proxy {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let uri: http::Uri = text.trim_end_matches('/').parse().ok()?;
-        if uri.scheme_str() != Some("http") || uri.authority()?.as_str().contains('@') {
+        let is_tls = match uri.scheme_str()? {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        if uri.authority()?.as_str().contains('@') {
             return None;
         }
         Some(Self {
+            is_tls,
             host: uri.host()?.to_owned(),
             port: uri.port_u16()?,
         })
     }
 
     fn url(&self) -> String {
-        format!("http://{}:{}", self.host, self.port)
+        self.url_of(&self.host)
+    }
+
+    /// Its URL where it has another name.
+    fn url_of(&self, host: &str) -> String {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://{host}:{}", self.port)
     }
 
     fn is_loopback(&self) -> bool {
@@ -112,7 +125,7 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
     let exports = both(&|name, value| format!("export {name}={}\n", single(value)));
     // As a container sees it.
     let inside = if asked.proxy.is_loopback() {
-        format!("http://{HOST}:{}", asked.proxy.port)
+        asked.proxy.url_of(HOST)
     } else {
         url.clone()
     };
