@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use futures_util::{StreamExt as _, stream};
+use nix::sys::signal::Signal;
 use routecause::lab::Lab;
 use routecause::policy::fault::{Point, Verb};
 use serde_json::Value;
@@ -111,6 +112,13 @@ fn the_first_line_says_where_everything_is() {
 }
 
 #[test]
+fn a_terminal_that_is_gone_ends_it() {
+    let mut scene = Scene::with(&[]);
+    scene.lab.signal(Signal::SIGHUP);
+    assert!(scene.lab.ended().0.success());
+}
+
+#[test]
 fn faults_come_and_go_while_it_runs_and_tell_what_they_struck() {
     if !needs::has("curl") {
         return;
@@ -150,6 +158,12 @@ fn faults_come_and_go_while_it_runs_and_tell_what_they_struck() {
     while records() < Some(3) {
         assert!(begun.elapsed() < SOON, "{:?}", records());
     }
+    // They are asked for as of any proxy: the newest first.
+    let failed = ask(&[], "records?outcome=failure&limit=1").1;
+    let failed = failed["records"].as_array().unwrap();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    let all = &ask(&[], "records").1["records"];
+    assert_eq!(failed[0], all[1], "{all}");
     // What is wrong with a fault is told with its place.
     let (code, told) = ask(
         &["-d", r#"{"fault": "api.lab.test: rest at request"}"#],

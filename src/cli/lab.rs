@@ -206,7 +206,8 @@ async fn serve(
         say!("{}", warning.render(is_coloured));
     }
     greet(&lab, target.as_deref(), args.json);
-    signals.end().await;
+    // There is nothing to read again.
+    signals.end_or_hangup().await;
     drop(lab);
     log.close(LAST_RECORDS);
     Ok(0)

@@ -452,4 +452,13 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+
+    /// The same, or until its terminal is gone.
+    pub(super) async fn end_or_hangup(&mut self) {
+        tokio::select! {
+            _ = self.hangup.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

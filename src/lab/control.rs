@@ -6,9 +6,8 @@
 //! | `POST /v1/faults` | `{"fault": "HOST: DO at AT …"}`, as behind `--fault`: 201 and the one that was added |
 //! | `DELETE /v1/faults` | ends all of them |
 //! | `GET`, `DELETE /v1/faults/{id}` | one of them |
-//! | `GET /v1/records` | `{"records": […]}`: those of the requests that have ended |
 //!
-//! Behind that stand the dashboard, the API and the metrics of any proxy.
+//! Behind that stand the dashboard, the API and the metrics of any proxy: `GET /v1/records` is theirs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +24,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::StartError;
-use super::records::Records;
 use super::toxiproxy::{Answer, Refusal, answer, read};
 use super::world::{ADDRESS, World};
 use crate::admin::{self, Admin, Bench, Diary, Linted, Station};
@@ -33,13 +31,6 @@ use crate::app::{AdminSettings, App};
 use crate::config::{self, AdminAddress, Environment, Listener, Source};
 use crate::observe::board::Board;
 use crate::route::fault::Tally;
-
-/// What it works with.
-#[derive(Debug)]
-struct Desk {
-    world: Arc<World>,
-    kept: Arc<Records>,
-}
 
 /// What a test sends of a fault.
 #[derive(Deserialize)]
@@ -75,12 +66,11 @@ impl Shown {
 }
 
 /// What the control serves beside the dashboard and the API that every proxy has.
-fn router(world: Arc<World>, kept: Arc<Records>) -> Router {
+fn router(world: Arc<World>) -> Router {
     Router::new()
         .route("/v1/faults", get(list).post(add).delete(clear))
         .route("/v1/faults/{id}", get(show).delete(remove))
-        .route("/v1/records", get(records))
-        .with_state(Arc::new(Desk { world, kept }))
+        .with_state(world)
 }
 
 impl Bench for World {
@@ -106,7 +96,6 @@ impl Diary for NoDiary {
 /// What the control shows.
 pub(super) struct Scene {
     pub(super) world: Arc<World>,
-    pub(super) kept: Arc<Records>,
     pub(super) board: Arc<Board>,
     pub(super) source: Source,
     pub(super) environment: Environment,
@@ -143,46 +132,41 @@ pub(super) fn serve(app: &App, scene: Scene) -> Result<(SocketAddr, Admin), Star
         lint: Linted::default(),
         lab: Some(scene.world.clone()),
     };
-    let admin = bound.serve(station, router(scene.world, scene.kept))?;
+    let admin = bound.serve(station, router(scene.world))?;
     Ok((address, admin))
 }
 
-async fn list(State(desk): State<Arc<Desk>>) -> Response {
-    let faults: Vec<_> = desk.world.list().iter().map(Shown::of).collect();
+async fn list(State(world): State<Arc<World>>) -> Response {
+    let faults: Vec<_> = world.list().iter().map(Shown::of).collect();
     answer(StatusCode::OK, &serde_json::json!({"faults": faults}))
 }
 
-async fn add(State(desk): State<Arc<Desk>>, body: Bytes) -> Answer {
+async fn add(State(world): State<Arc<World>>, body: Bytes) -> Answer {
     let Sent { fault } = read(&body)?;
     let struck = config::fault(&fault)
         .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.render(false)))?;
-    let added = desk.world.add(struck);
+    let added = world.add(struck);
     Ok(answer(StatusCode::CREATED, &Shown::of(&added)))
 }
 
-async fn clear(State(desk): State<Arc<Desk>>) -> Response {
-    desk.world.clear();
+async fn clear(State(world): State<Arc<World>>) -> Response {
+    world.clear();
     StatusCode::NO_CONTENT.into_response()
 }
 
-async fn show(State(desk): State<Arc<Desk>>, Path(id): Path<u64>) -> Answer {
-    let at_work = desk.world.list();
+async fn show(State(world): State<Arc<World>>, Path(id): Path<u64>) -> Answer {
+    let at_work = world.list();
     let found = at_work.iter().find(|(number, _)| *number == id);
     let found = found.ok_or_else(no_fault)?;
     Ok(answer(StatusCode::OK, &Shown::of(found)))
 }
 
-async fn remove(State(desk): State<Arc<Desk>>, Path(id): Path<u64>) -> Answer {
-    if desk.world.list().iter().all(|(number, _)| *number != id) {
+async fn remove(State(world): State<Arc<World>>, Path(id): Path<u64>) -> Answer {
+    if world.list().iter().all(|(number, _)| *number != id) {
         return Err(no_fault());
     }
-    desk.world.remove(id);
+    world.remove(id);
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-async fn records(State(desk): State<Arc<Desk>>) -> Response {
-    let records = desk.kept.records();
-    answer(StatusCode::OK, &serde_json::json!({"records": records}))
 }
 
 fn no_fault() -> Refusal {

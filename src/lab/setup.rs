@@ -271,7 +271,6 @@ async fn begin(setup: Setup, tasks: &TaskTracker) -> Result<(App, Admin, Begun),
     let proxy = app.addresses().first().copied().unwrap_or(listen);
     let scene = control::Scene {
         world: world.clone(),
-        kept: kept.clone(),
         board,
         source,
         environment: setup.environment,
