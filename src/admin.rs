@@ -30,7 +30,7 @@ use crate::proxy::Proxy;
 use crate::route::fault::Tally;
 
 pub use document::document;
-pub use guard::Gate;
+pub use guard::{Gate, check};
 pub use listen::{Admin, BindError, Bound, bind};
 
 /// What everything that is told comes from.
@@ -136,5 +136,5 @@ fn router(station: Arc<Station>, gate: Arc<Gate>, first: Router) -> Router {
         .with_state(station);
     first
         .fallback_service(ours)
-        .layer(from_fn_with_state(gate, guard::check))
+        .layer(from_fn_with_state(gate, check))
 }

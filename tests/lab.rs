@@ -1252,7 +1252,9 @@ for complaint, wrong in [
         continue
     sys.exit(f"no {complaint}")
 assert requests.post(f"http://127.0.0.1:{sys.argv[1]}/proxies", json={"name": "open", "upstream": "a:1", "listen": "0.0.0.0:0"}).status_code == 400
-assert requests.get(f"http://127.0.0.1:{sys.argv[1]}/proxies", headers={"user-agent": "Mozilla/5.0"}).status_code == 403
+# Pages of other sites, and names that were made to lead here.
+for headers, status in [({"origin": "https://attacker.example"}, 403), ({"host": f"attacker.example:{sys.argv[1]}"}, 421)]:
+    assert requests.get(f"http://127.0.0.1:{sys.argv[1]}/proxies", headers=headers).status_code == status
 pair = [{"name": "a", "upstream": "a.lab.test:80", "listen": "127.0.0.1:0"}, {"name": "b", "upstream": "b.lab.test:80"}]
 made = requests.post(f"http://127.0.0.1:{sys.argv[1]}/populate", json=pair)
 assert made.status_code == 201 and [one["name"] for one in made.json()["proxies"]] == ["a", "b"]

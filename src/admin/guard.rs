@@ -41,6 +41,8 @@ pub struct Gate {
     /// Where the listener is; nothing for a Unix socket.
     address: Option<SocketAddr>,
     token: Option<[u8; 32]>,
+    /// Whether everybody on this machine may change what is behind it.
+    is_common: bool,
 }
 
 impl Gate {
@@ -49,6 +51,15 @@ impl Gate {
         Self {
             address,
             token: token.map(|token| digest(token.reveal())),
+            is_common: false,
+        }
+    }
+
+    /// For a listener that everybody on this machine may use, and no page.
+    pub fn common(address: Option<SocketAddr>) -> Self {
+        Self {
+            is_common: true,
+            ..Self::new(address, None)
         }
     }
 
@@ -69,7 +80,7 @@ impl Gate {
             return self.check_token(headers);
         }
         // The file of a Unix socket is for its owner alone.
-        if self.address.is_none() || is_safe(method) {
+        if self.address.is_none() || self.is_common || is_safe(method) {
             return Ok(());
         }
         check_user(user())
@@ -173,8 +184,8 @@ fn digest(text: &str) -> [u8; 32] {
     Sha256::digest(text).into()
 }
 
-/// Stands in front of everything.
-pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+/// Stands in front of everything that listens for a person of this machine.
+pub async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let user = || {
         let Ends { peer, local } = request.extensions().get::<Ends>().copied()?;
         let user = user_of(peer, local)

@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
-use axum::middleware::{self, Next};
+use axum::extract::{Path, State};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header::{CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::world::World;
+use crate::admin::{self, Gate};
 use crate::target::Target;
 use link::{Toxics, carry};
 use toxic::{Sent, Toxic};
@@ -132,6 +133,7 @@ pub(super) async fn serve(
     world: Arc<World>,
     tasks: TaskTracker,
 ) {
+    let gate = Arc::new(Gate::common(listener.local_addr().ok()));
     let bench = Arc::new(Bench {
         proxies: Mutex::default(),
         by,
@@ -155,22 +157,11 @@ pub(super) async fn serve(
                 .patch(change_toxic)
                 .delete(remove_toxic),
         )
-        .layer(middleware::from_fn(no_browsers))
+        .layer(from_fn_with_state(gate, admin::check))
         .with_state(bench);
     if let Err(error) = axum::serve(listener, api).await {
         tracing::error!(%error, "the API of Toxiproxy");
     }
-}
-
-/// A page that somebody looks at must not reach what listens on loopback.
-async fn no_browsers(headers: HeaderMap, request: Request, next: Next) -> Response {
-    let agent = headers
-        .get(USER_AGENT)
-        .map_or(&b""[..], |agent| agent.as_bytes());
-    if agent.starts_with(b"Mozilla/") {
-        return Refusal(StatusCode::FORBIDDEN, "not for browsers".to_owned()).into_response();
-    }
-    next.run(request).await
 }
 
 async fn version() -> Response {
