@@ -237,6 +237,13 @@ fn without_user(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
+/// Whether something else is wanted than `/`.
+fn wants_path(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let path = rest.find(['/', '?']).and_then(|at| rest.get(at..));
+    path.is_some_and(|path| path.split('#').next() != Some("/"))
+}
+
 /// What is to be looked at, and the rule that decides about it.
 fn plan(
     url: &str,
@@ -275,6 +282,7 @@ fn plan(
     };
     let plan = Plan {
         spoken,
+        wants_path: wants_path(url),
         is_located: args.locate || args.thorough,
         target: asked.target,
         chosen,

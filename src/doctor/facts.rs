@@ -15,6 +15,8 @@ pub struct Facts {
     pub is_name: bool,
     /// What is spoken there.
     pub spoken: Spoken,
+    /// Whether something else is wanted of it than `/`, which alone is asked for.
+    pub wants_path: bool,
     /// The route that the policy chooses for it; nothing where it refuses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<String>,

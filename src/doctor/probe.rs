@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join, split};
 use tokio::time::{Instant, sleep};
 
-use self::http::{ask, head};
+use self::http::{ask, authority};
 use super::compare::Mirror;
 use super::facts::{Certificate, Facts, Http, Probe, Spoken, Tcp, Way};
 use super::idle::Silence;
@@ -60,6 +60,8 @@ pub struct Plan {
     pub target: Target,
     /// What is spoken there.
     pub spoken: Spoken,
+    /// Whether something else is wanted of it than `/`.
+    pub wants_path: bool,
     /// Whether the place on the way is looked for from where a reset comes.
     pub is_located: bool,
     /// The route that the policy chooses; nothing where it refuses.
@@ -136,6 +138,7 @@ pub async fn examine(
         host: plan.target.host.to_string(),
         is_name: plan.target.host.name().is_some(),
         spoken: plan.spoken,
+        wants_path: plan.wants_path,
         chosen: plan.chosen.clone(),
         ..Facts::default()
     };
@@ -312,7 +315,8 @@ impl Doctor<'_> {
                 let (wire, early) = (conn.wire, conn.early);
                 let (reading, writing) = split(wire);
                 let io = join(Cursor::new(early).chain(reading), writing);
-                way.portal = ask(io, &target.host.to_string(), "GET", path).await.status;
+                let host = authority(target, Spoken::Http);
+                way.portal = ask(io, &host, "GET", path).await.status;
             }
         }
         for _ in 0..tries {
@@ -344,7 +348,7 @@ impl Doctor<'_> {
 
     /// One try of the target by a way.
     async fn attempt(&self, dial: &Arc<dyn Dial>, way: &mut Way) -> Result<(), Failure> {
-        let host = self.plan.target.host.to_string();
+        let host = authority(&self.plan.target, self.plan.spoken);
         if self.plan.spoken != Spoken::Tls {
             let conn = self.dial(dial, &self.plan.target).await?;
             if self.plan.spoken == Spoken::Http {

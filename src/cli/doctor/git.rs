@@ -195,13 +195,14 @@ fn of_network(seen: &Seen, args: &DoctorArgs, env: &Environment) -> anyhow::Resu
     } else {
         remote.host.clone()
     };
-    let scheme = match (remote.transport, remote.is_tls) {
-        (Transport::Http, true) => "https://",
-        (Transport::Http, false) => "http://",
-        (Transport::Ssh | Transport::Git, _) => "",
+    // Repositories stand below.
+    let (scheme, path) = match (remote.transport, remote.is_tls) {
+        (Transport::Http, true) => ("https://", "/info/refs"),
+        (Transport::Http, false) => ("http://", "/info/refs"),
+        (Transport::Ssh | Transport::Git, _) => ("", ""),
     };
     let Diagnosis { verdict, .. } = diagnose(
-        &format!("{scheme}{host}:{}", remote.port()),
+        &format!("{scheme}{host}:{}{path}", remote.port()),
         args,
         &policy,
         env,

@@ -71,7 +71,8 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         let place = without_credentials(url);
         let verdict = match url {
             "direct" | "off" => None,
-            url => match diagnose(url, args, &policy, env) {
+            // What is fetched stands below.
+            url => match diagnose(&format!("{url}/@v/list"), args, &policy, env) {
                 Ok(Diagnosis { verdict, .. }) => Some(verdict),
                 Err(error) => {
                     notes.push(format!("{place}: {error:#}"));

@@ -9,27 +9,17 @@ use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
+use super::http::authority;
 use super::{Doctor, REPLY};
 use crate::doctor::compare::Mirror;
-use crate::doctor::facts::Spoken;
 use crate::failure::{chain, classify};
 use crate::route::Dial;
-use crate::target::Target;
 use crate::tls::trust::hex;
 
 /// So much of a mirror's content is read at most.
 const MOST_CONTENT: usize = 1 << 20;
 
 impl Doctor<'_> {
-    /// The target as a request names it: without the port that goes without saying.
-    fn authority(&self) -> String {
-        let Target { host, port, .. } = &self.plan.target;
-        match (self.plan.spoken, port) {
-            (Spoken::Tls, 443) | (Spoken::Http, 80) => host.to_string(),
-            _ => self.plan.target.to_string(),
-        }
-    }
-
     /// Asks for a path by a way.
     pub(super) async fn fetch(&self, dial: &Arc<dyn Dial>, path: &str, mirror: &mut Mirror) {
         let begun = Instant::now();
@@ -46,7 +36,7 @@ impl Doctor<'_> {
         let read = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
             let request = http::Request::get(path)
-                .header("host", self.authority())
+                .header("host", authority(&self.plan.target, self.plan.spoken))
                 .header("user-agent", "routecause-doctor")
                 .header("accept", "*/*")
                 .body(Empty::<bytes::Bytes>::new());

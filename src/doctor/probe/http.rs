@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, jo
 use tokio::time::timeout;
 
 use super::{Doctor, HELLO};
-use crate::doctor::facts::Http;
+use crate::doctor::facts::{Http, Spoken};
 use crate::failure::chain;
 use crate::route::Dial;
 use crate::target::Target;
@@ -93,6 +93,17 @@ pub(super) async fn ask(
     }
 }
 
+/// A target as a request names it: without the port that goes without saying.
+pub(super) fn authority(target: &Target, spoken: Spoken) -> String {
+    let usual = match spoken {
+        Spoken::Tls => ":443",
+        Spoken::Http => ":80",
+        Spoken::Other => "",
+    };
+    let full = target.to_string();
+    full.strip_suffix(usual).unwrap_or(&full).to_owned()
+}
+
 /// A request that nobody else's connection is kept for.
 pub(super) fn head(host: &str, method: &str, path: &str) -> String {
     format!(
@@ -107,7 +118,7 @@ async fn head_by_http2(
     let (mut sender, mut connection) = h2::client::handshake(io).await?;
     let request = http::Request::builder()
         .method("HEAD")
-        .uri(format!("https://{target}/"))
+        .uri(format!("https://{}/", authority(target, Spoken::Tls)))
         .header("user-agent", "routecause-doctor")
         .body(())
         .map_err(|_| h2::Error::from(h2::Reason::INTERNAL_ERROR))?;
@@ -122,5 +133,25 @@ async fn head_by_http2(
             Ok(()) => Err(h2::Reason::CANCEL.into()),
             Err(error) => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_goes_without_saying_is_left_out() {
+        for (target, spoken, expected) in [
+            ("a.test:443", Spoken::Tls, "a.test"),
+            ("a.test:80", Spoken::Tls, "a.test:80"),
+            ("a.test:80", Spoken::Http, "a.test"),
+            ("a.test:8443", Spoken::Tls, "a.test:8443"),
+            ("[2001:db8::1]:443", Spoken::Tls, "[2001:db8::1]"),
+            ("[2001:db8::1]:8443", Spoken::Tls, "[2001:db8::1]:8443"),
+        ] {
+            let target = Target::from_authority(target).unwrap();
+            assert_eq!(authority(&target, spoken), expected);
+        }
     }
 }

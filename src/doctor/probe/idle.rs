@@ -8,7 +8,8 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, join, split};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Doctor, HELLO, Io, PAUSE, head};
+use super::http::{authority, head};
+use super::{Doctor, HELLO, Io, PAUSE};
 use crate::doctor::facts::Spoken;
 use crate::doctor::idle::{End, Silence};
 use crate::failure::{Failure, chain};
@@ -65,7 +66,7 @@ impl Doctor<'_> {
         }
         let silent = of(since, End::Alive);
         let talk = async {
-            let host = self.plan.target.host.to_string();
+            let host = authority(&self.plan.target, self.plan.spoken);
             io.write_all(head(&host, "HEAD", "/").as_bytes()).await?;
             io.flush().await?;
             io.read(&mut byte).await

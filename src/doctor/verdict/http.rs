@@ -49,15 +49,15 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
     let what = match status {
         401 => "it wants credentials",
         403 => "it forbids this",
-        404 | 410 => "there is no such page; HEAD / was asked",
-        405 => "it does not take HEAD, which is no fault",
+        410 => "there is no such page",
         429 => "it was asked too often",
         451 => "it may not serve this for legal reasons",
         500.. => "it is broken",
         _ => "it refuses",
     };
-    if matches!(status, 404 | 405) {
-        return None; // HEAD / was asked, of a server that may serve other paths only
+    // HEAD / was asked, of a server that may serve other paths only.
+    if matches!(status, 404 | 405) || facts.wants_path && *status < 500 {
+        return None;
     }
     Some(
         Verdict::new(

@@ -8,6 +8,7 @@ use super::*;
 ///
 /// ```text
 /// plain                                      no TLS there
+/// path                                       not `/` is wanted
 /// chosen corp                                what the policy chooses
 /// dns SERVER ADDRESS,ADDRESS | dns SERVER !CAUSE       `~` behind the server: encrypted
 /// tcp ADDRESS [!CAUSE]
@@ -32,6 +33,7 @@ fn facts(lines: &str) -> Facts {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[0] {
             "plain" => facts.spoken = Spoken::Http,
+            "path" => facts.wants_path = true,
             "chosen" => facts.chosen = Some(words[1].to_owned()),
             "dns" => {
                 let cause = words[2].strip_prefix('!').map(str::to_owned);
@@ -459,6 +461,23 @@ fn certificates_and_answers_are_told_apart() {
         "fine",
         Certain,
         &format!("{begin}way direct control=ok target=ok cert=valid:CA h1=404"),
+    );
+    for (status, id) in [
+        (400, "fine"),
+        (401, "fine"),
+        (403, "fine"),
+        (500, "origin_answers"),
+    ] {
+        let way = format!("way direct control=ok target=ok cert=valid:CA h1={status}");
+        check(id, Certain, &format!("path\n{begin}{way}"));
+        check("origin_answers", Certain, &format!("{begin}{way}"));
+    }
+    let verdict = judge(&facts(&format!(
+        "path\n{begin}way direct control=ok target=ok cert=valid:CA h1=403"
+    )));
+    assert!(
+        verdict.counter[0].contains("HEAD / is answered with 403"),
+        "{verdict:?}"
     );
 }
 

@@ -207,7 +207,12 @@ pub(super) fn fine(facts: &Facts) -> Option<Verdict> {
         )]);
     }
     if let Some(status) = way.http1.as_ref().and_then(|http| http.status) {
-        verdict = verdict.because([format!("HEAD / is answered with {status}")]);
+        let told = format!("HEAD / is answered with {status}");
+        verdict = if status < 400 {
+            verdict.because([told])
+        } else {
+            verdict.but(format!("{told}; other paths were not asked for"))
+        };
     }
     let failing = facts
         .ways
