@@ -577,6 +577,27 @@ fn variables_of_this_shell_are_judged() {
 }
 
 #[test]
+fn a_flag_that_does_nothing_is_refused() {
+    for (args, flag) in [
+        (&["env", "--locate"][..], "--locate"),
+        (&["env", "--thorough"], "--thorough"),
+        (&["env", "--portal", "http://p.test/"], "--portal"),
+        (&["https://a.test/", "--pid", "1"], "--pid"),
+        (&["https://a.test/", "--unit", "a"], "--unit"),
+        (&["https://a.test/", "--image", "a"], "--image"),
+        (&["go", "--idle", "1s"], "--idle"),
+        (&["git", "--thorough"], "--thorough"),
+    ] {
+        let (status, _, stderr) = run(routecause().arg("doctor").args(args));
+        assert_eq!(status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(
+            stderr.contains(&format!("error: {flag} goes with ")),
+            "{args:?}: {stderr}"
+        );
+    }
+}
+
+#[test]
 fn the_places_that_go_fetches_from_are_looked_at() {
     if !support::needs::has("go") {
         return;

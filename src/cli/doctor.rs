@@ -117,8 +117,8 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         say!("error: {}: one subject at a time", without_credentials(odd));
         return exit::USAGE;
     }
-    if args.image.is_some() && args.subject != "docker" {
-        say!("error: --image goes with docker: routecause doctor docker --image IMAGE");
+    if let Some((flag, with)) = misfit(args) {
+        say!("error: {flag} goes with {with}");
         return exit::USAGE;
     }
     let asks_controls =
@@ -179,6 +179,33 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     let page = tell(Page::new(env), &facts, &verdict, rule.as_deref(), &recheck);
     page.give(args.json.then_some(&told));
     if verdict.is_fine() { 0 } else { exit::FAILED }
+}
+
+/// A flag that does nothing for what is looked at, and what it goes with.
+fn misfit(args: &DoctorArgs) -> Option<(&'static str, &'static str)> {
+    let subject = args.subject.as_str();
+    let (is_env, is_docker) = (subject == "env", subject == "docker");
+    let is_url = !matches!(subject, "env" | "docker" | "git" | "go");
+    let is_looked_at = !is_env && !is_docker && !args.compare && args.idle.is_none();
+    let flags = [
+        ("--unit", args.unit.is_some(), is_env, "env"),
+        ("--pid", args.pid.is_some(), is_env, "env"),
+        ("--image", args.image.is_some(), is_docker, "docker"),
+        ("--compare", args.compare, is_url, "URLs"),
+        ("--idle", args.idle.is_some(), is_url, "a URL"),
+        ("--thorough", args.thorough, is_url, "a URL"),
+        ("--locate", args.locate, is_looked_at, "a URL, git or go"),
+        (
+            "--portal",
+            args.portal.is_some(),
+            is_looked_at,
+            "one look at a URL, git or go",
+        ),
+    ];
+    let odd = flags
+        .into_iter()
+        .find(|(_, is_given, fits, _)| *is_given && !fits);
+    odd.map(|(flag, _, _, with)| (flag, with))
 }
 
 /// Reads the policy, or says what is wrong with it.

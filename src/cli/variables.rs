@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,7 +13,9 @@ use super::doctor::DoctorArgs;
 use super::{exit, print};
 use crate::config::DEFAULT_LISTEN;
 use crate::config::env::{Environment, is_usable_proxy, without_credentials};
+use crate::doctor::docker::places::words;
 use crate::policy::no_proxy::{Dialect, NoProxy};
+use crate::record::quote;
 
 /// Names of variables that programs read, in lower case.
 const NAMES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
@@ -25,6 +28,9 @@ struct Told {
     of: String,
     variables: Vec<Variable>,
     problems: Vec<String>,
+    /// What was not looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 /// A variable, and the files that set it.
@@ -38,8 +44,9 @@ struct Variable {
 }
 
 pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
+    let mut notes = Vec::new();
     let (of, variables) = match (&args.unit, args.pid) {
-        (Some(unit), _) => match of_unit(unit) {
+        (Some(unit), _) => match of_unit(unit, &mut notes) {
             Ok(variables) => (format!("unit {unit}"), variables),
             Err(error) => {
                 say!("error: --unit {unit}: {error:#}");
@@ -47,10 +54,14 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
             }
         },
         (None, Some(pid)) => match fs::read(format!("/proc/{pid}/environ")) {
-            Ok(bytes) => (format!("process {pid}"), pairs(&bytes, 0)),
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let pairs = text.split('\0').filter_map(pair);
+                (format!("process {pid}"), pairs.collect())
+            }
             Err(error) => {
                 say!("error: --pid {pid}: {error}");
-                return if error.kind() == std::io::ErrorKind::PermissionDenied {
+                return if error.kind() == io::ErrorKind::PermissionDenied {
                     exit::NO_PERMISSION
                 } else {
                     exit::FAILED
@@ -66,7 +77,8 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
             ("this shell".to_owned(), own.collect())
         }
     };
-    let told = examine(of, &variables, &places(env));
+    let mut told = examine(of, &variables, &places(env));
+    told.notes = notes;
     if args.json {
         match serde_json::to_string_pretty(&told) {
             Ok(text) => print(&(text + "\n")),
@@ -82,20 +94,21 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     }
 }
 
-/// `NAME=value` entries between separators.
-fn pairs(bytes: &[u8], separator: u8) -> BTreeMap<String, String> {
-    let text = bytes.split(|byte| *byte == separator).filter_map(|entry| {
-        let entry = std::str::from_utf8(entry).ok()?;
-        let (name, value) = entry.split_once('=')?;
-        Some((name.to_owned(), value.to_owned()))
-    });
-    text.collect()
+/// `NAME=value`.
+fn pair(entry: &str) -> Option<(String, String)> {
+    let (name, value) = entry.split_once('=')?;
+    Some((name.to_owned(), value.to_owned()))
 }
 
 /// What systemd starts a unit with.
-fn of_unit(unit: &str) -> anyhow::Result<BTreeMap<String, String>> {
+fn of_unit(unit: &str, notes: &mut Vec<String>) -> anyhow::Result<BTreeMap<String, String>> {
     let output = Command::new("systemctl")
-        .args(["show", "--property=Environment", "--value", "--", unit])
+        .args([
+            "show",
+            "--property=Environment,EnvironmentFiles",
+            "--",
+            unit,
+        ])
         .output()?;
     anyhow::ensure!(
         output.status.success(),
@@ -103,7 +116,50 @@ fn of_unit(unit: &str) -> anyhow::Result<BTreeMap<String, String>> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(pairs(text.trim().as_bytes(), b' '))
+    Ok(of_systemd(&text, |file| fs::read_to_string(file), notes))
+}
+
+/// The variables of `systemctl show`: what `EnvironmentFile=` names counts more than `Environment=`.
+fn of_systemd(
+    text: &str,
+    read: impl Fn(&str) -> io::Result<String>,
+    notes: &mut Vec<String>,
+) -> BTreeMap<String, String> {
+    let of = |key: &'static str| text.lines().filter_map(move |line| line.strip_prefix(key));
+    let mut variables: BTreeMap<_, _> = of("Environment=")
+        .flat_map(words)
+        .filter_map(|word| pair(&word))
+        .collect();
+    for file in of("EnvironmentFiles=").filter(|file| !file.is_empty()) {
+        let (path, rest) = file.rsplit_once(" (").unwrap_or((file, ""));
+        match read(path) {
+            Ok(text) => variables.extend(of_file(&text)),
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && rest.contains("errors=yes") => {}
+            Err(error) => notes.push(format!("EnvironmentFile={path} was not read: {error}")),
+        }
+    }
+    variables
+}
+
+/// The variables of an `EnvironmentFile`.
+///
+/// Source: systemd.exec(5): one a line, `#` and `;` begin comments, quotes are left out.
+fn of_file(text: &str) -> BTreeMap<String, String> {
+    let text = text.replace("\\\n", "");
+    let lines = text.lines().map(str::trim);
+    let lines = lines.filter(|line| !line.starts_with(['#', ';']));
+    let pairs = lines.filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        let value = value.trim();
+        let value = if value.starts_with(['"', '\'']) {
+            words(value).concat()
+        } else {
+            value.to_owned()
+        };
+        Some((name.trim().to_owned(), value))
+    });
+    pairs.collect()
 }
 
 /// Files that set variables for shells, logins and services.
@@ -214,6 +270,8 @@ fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf])
                         .to_owned(),
                 );
             }
+            // Whoever reads the one reads the other.
+            (None, Some(_)) if name == "all_proxy" => {}
             (None, Some(_)) => problems.push(format!(
                 "{upper} is set and {name} is not: wget reads the latter alone"
             )),
@@ -224,6 +282,15 @@ fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf])
         && get("https_proxy").or(get("HTTPS_PROXY")).is_none()
     {
         problems.push("there is a proxy for http and none for https".to_owned());
+    }
+    let either = |name: &str| get(name).or(get(&name.to_uppercase()));
+    if either("all_proxy").is_some_and(|value| !value.is_empty())
+        && either("http_proxy").or(either("https_proxy")).is_none()
+    {
+        problems.push(
+            "ALL_PROXY stands alone: Go and wget do not read it; set http_proxy and https_proxy"
+                .to_owned(),
+        );
     }
     if get("REQUEST_METHOD").is_some() {
         problems.push(
@@ -239,7 +306,14 @@ fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf])
         of,
         variables: told,
         problems,
+        notes: Vec::new(),
     }
+}
+
+/// A value on a terminal. A list may be longer than what strangers may say.
+fn shown(value: &str) -> String {
+    let parts: Vec<_> = value.split(',').map(quote).collect();
+    parts.join(",")
 }
 
 fn tell(told: &Told) -> String {
@@ -248,7 +322,12 @@ fn tell(told: &Told) -> String {
         text.push_str("  none is set\n");
     }
     for variable in &told.variables {
-        let _ = writeln!(text, "  {:<12} {}", variable.name, variable.value);
+        let _ = writeln!(
+            text,
+            "  {:<12} {}",
+            quote(&variable.name),
+            shown(&variable.value)
+        );
         if !variable.set_in.is_empty() {
             let _ = writeln!(
                 text,
@@ -258,7 +337,10 @@ fn tell(told: &Told) -> String {
         }
     }
     for problem in &told.problems {
-        let _ = writeln!(text, "! {problem}");
+        let _ = writeln!(text, "! {}", quote(problem));
+    }
+    for note in &told.notes {
+        let _ = writeln!(text, "note: {}", quote(note));
     }
     if told.problems.is_empty() {
         text.push_str("nothing is wrong with them\n");
@@ -272,7 +354,8 @@ mod tests {
 
     #[track_caller]
     fn check(variables: &str, expected: &[&str]) {
-        let told = examine("x".into(), &pairs(variables.as_bytes(), b' '), &[]);
+        let variables_of = variables.split(' ').filter_map(pair).collect();
+        let told = examine("x".into(), &variables_of, &[]);
         assert_eq!(
             told.problems.len(),
             expected.len(),
@@ -298,7 +381,58 @@ mod tests {
         check("https_proxy=p:1", &["names no scheme"]);
         check("https_proxy=htp://p:1", &["htp:// is no proxy's scheme"]);
         check("https_proxy=http://127.0.0.1:3128", &[]);
+        check("ALL_PROXY=http://p:1", &["Go and wget do not read it"]);
+        check(
+            "ALL_PROXY=http://p:1 http_proxy=http://p:1 https_proxy=http://p:1",
+            &[],
+        );
         check("NOPROXY=x", &["read by nobody"]);
         check("no_proxy=.x.test", &["write both to mean both"]);
+    }
+    #[test]
+    fn a_unit_is_read_with_its_quotes_and_its_files() {
+        let read = |file: &str| {
+            match file {
+            "/etc/default/a" => Ok("# one\n; two\nhttp_proxy = http://f:1\nno_proxy=\"a, b\"\nHTTPS_PROXY=http://f\\\n:2\n".to_owned()),
+            "/etc/closed" => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+        };
+        let mut notes = Vec::new();
+        let variables = of_systemd(
+            "EnvironmentFiles=/etc/default/a (ignore_errors=no)\n\
+             EnvironmentFiles=/etc/gone (ignore_errors=yes)\n\
+             EnvironmentFiles=/etc/closed (ignore_errors=no)\n\
+             Environment=\"NO_PROXY=localhost, .corp.example\" http_proxy=http://p:1\n",
+            read,
+            &mut notes,
+        );
+        let told: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "HTTPS_PROXY=http://f:2",
+                "NO_PROXY=localhost, .corp.example",
+                "http_proxy=http://f:1",
+                "no_proxy=a, b",
+            ]
+        );
+        assert_eq!(
+            notes,
+            ["EnvironmentFile=/etc/closed was not read: permission denied"]
+        );
+    }
+
+    #[test]
+    fn a_value_moves_no_cursor() {
+        let variables = [("no_proxy".to_owned(), "a,\x1b[2Jb".to_owned())].into();
+        let text = tell(&examine("x".into(), &variables, &[]));
+        assert!(
+            !text.contains('\x1b') && text.contains("a,\\u{1b}[2Jb"),
+            "{text}"
+        );
     }
 }

@@ -294,12 +294,18 @@ fn parse(source: &str, text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("read {source}: {error}"))
 }
 
-/// Words between blanks, where quotes hold blanks together.
-fn words(text: &str) -> Vec<String> {
+/// Words between blanks, where quotes hold blanks together; between `"`, a backslash takes its meaning from what would end or
+/// change the text.
+pub fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let (mut word, mut quote, mut is_word) = (String::new(), None, false);
-    for c in text.chars() {
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
         match (c, quote) {
+            ('\\', Some('"')) => {
+                let plain = rest.next_if(|next| "\"\\$`".contains(*next));
+                word.push(plain.unwrap_or(c));
+            }
             (c, Some(open)) if c == open => quote = None,
             ('"' | '\'', None) => {
                 quote = Some(c);
@@ -369,9 +375,9 @@ mod tests {
         says(
             Place::of_unit(
                 "unit",
-                r#"A=b "HTTPS_PROXY=http://p:1" no_proxy=y HTTPS_PROXY=http://p:2"#,
+                r#"A=b "HTTPS_PROXY=http://p:1" "no_proxy=y, \"\$z" HTTPS_PROXY=http://p:2"#,
             ),
-            "HTTPS_PROXY=http://p:2 NO_PROXY=y",
+            "HTTPS_PROXY=http://p:2 NO_PROXY=y, \"$z",
         );
         says(Place::of_unit("unit", ""), "nothing");
         let info = serde_json::json!({"HttpProxy": "http://xxxxx:xxxxx@p:1", "HttpsProxy": "", "NoProxy": ""});
