@@ -29,6 +29,7 @@ use crate::config::env::{Environment, without_credentials};
 use crate::config::{self, Loaded, Options, Source};
 use crate::doctor::facts::Spoken;
 use crate::doctor::probe::Progress;
+use crate::doctor::verdict::rule as rule_for;
 use crate::doctor::{Facts, Plan, Verdict, examine, judge};
 use crate::net::resolve::Resolver;
 use crate::policy::Policy;
@@ -398,9 +399,10 @@ fn denied(target: &Target, rule: &str, of_network: &Verdict) -> Verdict {
         sentence: format!("the policy refuses {target}, by {rule}"),
         evidence: vec![network],
         counter: Vec::new(),
-        fix: Some(format!(
-            "- {{name: {0}, match: {{host: {0}, port: {1}}}, direct: true}}",
-            target.host, target.port
+        fix: Some(rule_for(
+            &target.host.to_string(),
+            Some(target.port),
+            "direct: true",
         )),
     }
 }

@@ -9,6 +9,8 @@ mod tcp;
 mod tls;
 mod way;
 
+use std::net::IpAddr;
+
 use serde::Serialize;
 
 use super::facts::{Facts, Way};
@@ -55,6 +57,9 @@ impl Certainty {
 }
 
 use Certainty::Medium;
+
+/// A rule's name is no longer.
+const LONGEST_NAME: usize = 64;
 
 impl Verdict {
     pub(super) fn new(id: &'static str, certainty: Certainty, sentence: impl Into<String>) -> Self {
@@ -175,10 +180,30 @@ fn route_via(facts: &Facts, way: &Way) -> String {
     } else {
         format!("via: {}", way.route)
     };
-    format!(
-        "- {{name: {0}, match: {{domain: {0}}}, {action}}}",
-        facts.host
-    )
+    rule(&facts.host, None, &action)
+}
+
+/// A rule for a host, at a port alone where one is named.
+pub fn rule(host: &str, port: Option<u16>, action: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let name = host.chars().map(|c| if is_word(c) { c } else { '-' });
+    let name: String = name.take(LONGEST_NAME).collect();
+    let written = yaml(host);
+    let matcher = match port {
+        Some(port) => format!("host: {written}, port: {port}"),
+        None if host.parse::<IpAddr>().is_ok() => format!("host: {written}"),
+        None => format!("domain: {written}"),
+    };
+    format!("- {{name: {name}, match: {{{matcher}}}, {action}}}")
+}
+
+/// A host or an address as a scalar.
+fn yaml(host: &str) -> String {
+    if host.contains(':') {
+        format!("\"{host}\"")
+    } else {
+        host.to_owned()
+    }
 }
 
 fn unknown(facts: &Facts) -> Verdict {

@@ -1,9 +1,9 @@
 //! What name servers say, and which of them is to be believed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Certainty::{Certain, Strong};
-use super::{Verdict, controls, failures};
+use super::{Verdict, controls, failures, rule};
 use crate::doctor::facts::{Answer, Facts, Way};
 
 fn is_private(ip: &IpAddr) -> bool {
@@ -11,6 +11,18 @@ fn is_private(ip: &IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
+}
+
+/// Has a server asked for a name: one of the policy, or of this machine.
+fn ask_at(server: &str, host: &str) -> String {
+    if server == "system" {
+        return rule(host, None, "dns: {server: system}, continue: true");
+    }
+    let (name, address) = match server.parse::<SocketAddr>() {
+        Ok(address) => ("inside", format!("udp: [\"{address}\"], ")),
+        Err(_) => (server, String::new()),
+    };
+    format!("dns: {{servers: {{{name}: {{{address}domains: [{host}]}}}}}}")
 }
 
 pub(super) fn answers(facts: &Facts) -> Option<Verdict> {
@@ -52,7 +64,7 @@ pub(super) fn answers(facts: &Facts) -> Option<Verdict> {
         };
         let fix = match encrypted {
             Some(other) => format!("dns: {{default: {}}}", other.server),
-            None => "dns: {default: clean, servers: {clean: {doh: \"https://…/dns-query\", ip: [\"…\"]}}}".to_owned(),
+            None => "dns: {default: clean, servers: {clean: {doh: \"https://dns.example/dns-query\", ip: [192.0.2.53]}}}".to_owned(),
         };
         return Some(
             Verdict::new(
@@ -160,10 +172,7 @@ pub(super) fn answers(facts: &Facts) -> Option<Verdict> {
                 ),
             )
             .because([told(&inside), told(&denied)])
-            .mend(format!(
-                "dns: {{servers: {{{}: {{domains: [{}]}}}}}}",
-                inside.server, facts.host
-            )),
+            .mend(ask_at(&inside.server, &facts.host)),
         );
     }
     if let (Some(denied), Some(encrypted)) =

@@ -1,7 +1,7 @@
 //! Which addresses of the target answer.
 
 use super::Certainty::{Certain, Strong};
-use super::{Verdict, by, controls, other, route_via};
+use super::{Verdict, by, controls, other, route_via, yaml};
 use crate::doctor::facts::{Facts, Tcp};
 
 pub(super) fn addresses(facts: &Facts) -> Option<Verdict> {
@@ -90,7 +90,7 @@ pub(super) fn addresses(facts: &Facts) -> Option<Verdict> {
         .mend(format!(
             "dns: {{hosts: {{{}: [{}]}}}}",
             facts.host,
-            fine.first()?.address.ip()
+            yaml(&fine.first()?.address.ip().to_string())
         )),
     )
 }

@@ -1,8 +1,12 @@
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use super::super::facts::{Answer, Cell, Certificate, Content, Hop, Http, Probe, Spoken, Tcp};
 use super::Certainty::{Certain, Strong};
 use super::*;
+use crate::config::env::Environment;
+use crate::config::{self, Options, Source};
 
 /// Facts by lines, one thing each:
 ///
@@ -122,11 +126,47 @@ fn check(expected: &str, certainty: Certainty, lines: &str) {
         (expected, certainty),
         "{lines}\n{verdict:#?}"
     );
+    if let Some(fix) = &verdict.fix {
+        loads(fix);
+    }
     assert!(verdict.evidence.len() <= 3, "{verdict:#?}");
     assert!(
         verdict.is_fine() || !verdict.evidence.is_empty(),
         "{verdict:#?}"
     );
+}
+
+/// A fix that is part of a policy is taken where its upstreams and name servers stand there.
+#[track_caller]
+fn loads(fix: &str) {
+    if !fix.contains(": {") {
+        return;
+    }
+    let fix = [
+        (
+            "default: clean}",
+            "default: clean, servers: {clean: {udp: [192.0.2.53]}}}",
+        ),
+        ("inner: {", "inner: {udp: [192.0.2.53], "),
+        ("corp: {", "corp: {url: 'http://p.test:1', "),
+    ]
+    .iter()
+    .fold(fix.to_owned(), |fix, (part, whole)| {
+        fix.replace(part, whole)
+    });
+    let (rules, keys) = match fix.strip_prefix("- ") {
+        Some(rule) => (rule, "upstreams: {corp: {url: 'http://p.test:1'}}"),
+        None => ("", &*fix),
+    };
+    let text = format!("version: 1\n{keys}\nrules: [{rules}]\ndefault: {{direct: true}}\n");
+    let source = Source::Text {
+        name: "the fix".to_owned(),
+        text: text.clone(),
+    };
+    let options = Options::check(Timestamp::UNIX_EPOCH);
+    if let Err(report) = config::load(&source, &Environment::default(), &options) {
+        panic!("{text}\n{}", report.render(false));
+    }
 }
 
 const RESET: &str = "tls.reset_after_client_hello";
@@ -493,6 +533,45 @@ fn a_page_of_a_filter_is_known_by_its_http() {
         verdict.fix.as_deref(),
         Some("- {name: files.example, match: {domain: files.example}, via: corp}")
     );
+}
+
+#[test]
+fn fixes_name_what_a_policy_can_hold() {
+    let of = |host: &str, lines: &str| {
+        let verdict = judge(&Facts {
+            host: host.to_owned(),
+            ..facts(lines)
+        });
+        let fix = verdict.fix.unwrap_or_default();
+        assert!(fix.contains(": {"), "{} {fix}", verdict.id);
+        loads(&fix);
+        fix
+    };
+    let by_corp = "way direct control=ok target=connect.timeout\ntcp 192.0.2.1:443 !connect.timeout\nway corp control=ok target=ok cert=valid:CA";
+    assert_eq!(
+        of("203.0.113.7", by_corp),
+        "- {name: 203.0.113.7, match: {host: 203.0.113.7}, via: corp}"
+    );
+    assert_eq!(
+        of("2001:db8::1", by_corp),
+        "- {name: 2001-db8--1, match: {host: \"2001:db8::1\"}, via: corp}"
+    );
+    of(&format!("{}.example", "a".repeat(63)), by_corp);
+    for server in ["inner", "system", "192.0.2.53:53", "[2001:db8::53]:53"] {
+        let lines = format!(
+            "dns other !dns.nxdomain\ndns {server} 10.1.2.3\ntcp 10.1.2.3:443\nway direct control=ok target=dns.nxdomain"
+        );
+        of("files.example", &lines);
+    }
+    of(
+        "files.example",
+        "way direct control=ok target=connect.timeout,ok\nway corp target=ok",
+    );
+    of(
+        "files.example",
+        "dns system 2001:db8::1\ntcp 192.0.2.2:443 !connect.timeout\ntcp [2001:db8::1]:443\nway direct control=ok target=ok",
+    );
+    loads(&rule("2001:db8::1", Some(8443), "direct: true"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A way as a whole: is it up, is a portal or an upstream in it, does it work.
 
 use super::Certainty::{Certain, Medium, Strong};
-use super::{Verdict, by, controls, failures, route_via};
+use super::{Verdict, by, controls, failures, route_via, rule};
 use crate::doctor::facts::{Facts, Hop, Probe, Way};
 
 pub(super) fn route_down(facts: &Facts) -> Option<Verdict> {
@@ -177,15 +177,22 @@ pub(super) fn intermittent(facts: &Facts) -> Option<Verdict> {
         .ways
         .iter()
         .find(|way| way.works() && way.failure().is_some())?;
-    Some(
-        Verdict::new(
-            "intermittent",
-            Medium,
-            format!("it fails now and then, {}", by(way)),
-        )
-        .because(failures(facts))
-        .mend("retry: {attempts: 3}"),
+    let verdict = Verdict::new(
+        "intermittent",
+        Medium,
+        format!("it fails now and then, {}", by(way)),
     )
+    .because(failures(facts));
+    let is_other = |other: &&Way| other.route != way.route && other.works();
+    Some(match facts.ways.iter().find(is_other) {
+        Some(other) => {
+            let chain = format!("via: \"{}|{}\"", way.route, other.route);
+            verdict.mend(rule(&facts.host, None, &chain))
+        }
+        None => {
+            verdict.mend("let clients try again: curl --retry 3, pip --retries, npm fetch-retries")
+        }
+    })
 }
 
 pub(super) fn fine(facts: &Facts) -> Option<Verdict> {
