@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cause::Cause;
+use crate::policy::fault::like;
 use crate::target::Target;
 
 /// Name and version of the file's form.
@@ -249,13 +251,6 @@ impl<'r> Told<'r> {
         Some(match cause {
             "upstream.reset" => Death::by("reset at accept"),
             "upstream.closed" => Death::by("close at accept"),
-            "dns.nxdomain" => Death::by("nxdomain at dns"),
-            "dns.servfail" => Death::by("servfail at dns"),
-            "dns.refused" => Death::by("refuse at dns"),
-            "dns.timeout" => Death::by("hang at dns"),
-            "connect.refused" => Death::by("refuse at connect"),
-            "connect.reset" => Death::by("reset at connect"),
-            "connect.timeout" => Death::by("hang at connect"),
             "tls.reset_after_client_hello" => Death {
                 acknowledges: !is_lost,
                 ..Death::by("reset at client_hello")
@@ -265,14 +260,8 @@ impl<'r> Told<'r> {
                 acknowledges: false,
                 ..Death::by("delay 1ms at client_hello")
             },
-            "tls.closed_after_client_hello" => Death::by("close at client_hello"),
-            "tls.not_tls_reply" => Death::by("not_tls at client_hello"),
-            "tls.no_server_hello" => Death::by("hang at server_hello"),
             "tls.server_flight_stalled" => Death::by(format!("hang at bytes {IN_FLIGHT}")),
             "tls.reset_during_server_flight" => Death::by(format!("reset at bytes {IN_FLIGHT}")),
-            "http.reset_before_response" => Death::by("reset at request"),
-            "http.empty_reply" => Death::by("close at request"),
-            "http.response_timeout" => Death::by("hang at request"),
             "http.incomplete_body" => Death {
                 answer_bytes: bytes + 1,
                 ..Death::by(format!("truncate {bytes} at response"))
@@ -284,7 +273,12 @@ impl<'r> Told<'r> {
                 let idle = self.ms("egress.idle_before_ms")?;
                 Death::by(format!("reset at idle {idle:.0}ms"))
             }
-            _ => return None,
+            // A lab has no upstreams.
+            _ if cause.starts_with("upstream.") => return None,
+            _ => {
+                let (what, at) = like(Cause::parse(cause)?)?;
+                Death::by(format!("{what} at {at}"))
+            }
         })
     }
 
@@ -376,6 +370,7 @@ mod tests {
     fn check(more: &Value, faults: &[&str]) -> Incident {
         let incident = Incident::of_record(&record(more)).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(incident.faults, faults, "{more}");
+        assert!(Cause::parse(&incident.cause).is_some(), "{more}");
         for fault in faults {
             let text = format!("a.lab.test: {fault}");
             crate::config::fault(&text).unwrap_or_else(|report| panic!("{report}"));

@@ -3,6 +3,8 @@
 //! What one does, and to which connections, is said here; [`crate::route::fault`] does it. Which `do` fits which `at` is
 //! [`Point::acts`].
 
+mod like;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::RouteSpec;
 use crate::cause::Alert;
+
+pub use like::like;
 
 /// A fault in one place of its use.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,9 @@ use super::super::api::{internal, records};
 use super::super::problem::Name;
 use super::chart;
 use super::frame::{self, moment, nothing, state};
+use crate::cause::Cause;
 use crate::observe::text::{bytes, milliseconds};
+use crate::policy::fault::like;
 use crate::record::seen::{NotSeen, Seen, Try};
 use crate::record::timeline::Span;
 
@@ -169,27 +171,9 @@ fn copies(seen: &Seen, host: &str) -> Markup {
 }
 
 /// The fault of a policy that fails in the same way; nothing where there is none.
-fn fault(cause: &str) -> Option<&'static str> {
-    let cause = cause
-        .strip_prefix("upstream.")
-        .filter(|rest| rest.starts_with("connect."))
-        .unwrap_or(cause);
-    Some(match cause {
-        "dns.nxdomain" => "at: dns, do: nxdomain",
-        "dns.servfail" => "at: dns, do: servfail",
-        "dns.timeout" => "at: dns, do: hang",
-        "connect.refused" => "at: connect, do: refuse",
-        "connect.timeout" => "at: connect, do: hang",
-        "connect.reset" => "at: connect, do: reset",
-        "tls.reset_after_client_hello" => "at: client_hello, do: reset",
-        "tls.client_hello_blackholed" | "tls.no_server_hello" => "at: client_hello, do: hang",
-        "tls.reset_during_server_flight" => "at: server_hello, do: reset",
-        "upstream.no_reply" => "at: upstream_reply, do: hang",
-        "upstream.closed" => "at: upstream_reply, do: close",
-        "upstream.reset" => "at: upstream_reply, do: reset",
-        "http.no_response" => "at: request, do: hang",
-        _ => return None,
-    })
+fn fault(cause: &str) -> Option<String> {
+    let (what, at) = like(Cause::parse(cause)?)?;
+    Some(format!("at: {at}, do: {what}"))
 }
 
 /// What else the record says.
@@ -223,42 +207,24 @@ fn facts(line: &str) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cause::Cause;
     use crate::config::{self, Environment, Options, Source};
 
     #[test]
-    fn faults_that_are_offered_load() {
-        let causes = [
-            "dns.nxdomain",
-            "dns.servfail",
-            "dns.timeout",
-            "connect.refused",
-            "connect.timeout",
-            "connect.reset",
-            "tls.reset_after_client_hello",
-            "tls.client_hello_blackholed",
-            "tls.no_server_hello",
-            "tls.reset_during_server_flight",
-            "upstream.connect.refused",
-        ];
-        for cause in causes {
-            assert!(Cause::parse(cause).is_some(), "{cause} is no cause");
-            let fault = fault(cause).unwrap();
-            let text = format!(
-                "version: 1\nfaults: {{f: {{{fault}}}}}\nrules: [{{name: r, match: {{host: a.test}}, fault: f, direct: true}}]\n\
-                 default: {{direct: true}}\n"
-            );
-            let source = Source::Text {
-                name: "p.yaml".to_owned(),
-                text,
-            };
-            let loaded = config::load(
-                &source,
-                &Environment::default(),
-                &Options::check(Timestamp::UNIX_EPOCH),
-            );
-            loaded.unwrap_or_else(|report| panic!("{cause}: {report}"));
-        }
-        assert_eq!(fault("policy.denied.rule"), None);
+    fn a_fault_that_is_offered_loads() {
+        let fault = fault("http.response_timeout").unwrap();
+        let text = format!(
+            "version: 1\nfaults: {{f: {{{fault}}}}}\nrules: [{{name: r, match: {{host: a.test}}, fault: f, direct: true}}]\n\
+             default: {{direct: true}}\n"
+        );
+        let source = Source::Text {
+            name: "p.yaml".to_owned(),
+            text,
+        };
+        let loaded = config::load(
+            &source,
+            &Environment::default(),
+            &Options::check(Timestamp::UNIX_EPOCH),
+        );
+        loaded.unwrap_or_else(|report| panic!("{report}"));
     }
 }
