@@ -34,6 +34,7 @@ mod variables;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
@@ -264,7 +265,10 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args, &env),
         Command::Healthcheck(args) => status::check(&args, &env),
     };
-    ExitCode::from(code)
+    match code {
+        0 if UNTOLD.load(Relaxed) => exit::FAILED.into(),
+        code => code.into(),
+    }
 }
 
 /// The command without the variables that are empty: they count as unset, as deployment tools write them.
@@ -284,12 +288,18 @@ fn wants_colour(env: &Environment) -> bool {
     env.get("NO_COLOR").is_none() && env.get("TERM") != Some("dumb")
 }
 
+/// Whether something could not be printed. Nothing that prints ends well then.
+static UNTOLD: AtomicBool = AtomicBool::new(false);
+
 /// Prints to standard output. Whoever reads it may have seen enough, as `head` has.
 fn print(text: &str) {
-    if let Err(error) = io::stdout().write_all(text.as_bytes())
+    let mut out = io::stdout();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = written
         && error.kind() != io::ErrorKind::BrokenPipe
     {
         say!("error: write to standard output: {error}");
+        UNTOLD.store(true, Relaxed);
     }
 }
 

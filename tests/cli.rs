@@ -569,6 +569,23 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[test]
+fn what_cannot_be_printed_is_a_failure() {
+    for args in [&["schema", "policy"][..], &["explain", "http://a.test/"]] {
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let mut child = routecause()
+            .args(args)
+            .stdout(full)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{args:?}");
+    }
+}
+
+#[test]
 fn the_line_to_paste_is_on_stderr_and_stdout_has_records_only() {
     let origin = Origin::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let proxy = Proxy::start(DIRECT);
