@@ -739,9 +739,10 @@ fn status_and_healthcheck_tell_how_it_is() {
         "{out}"
     );
     let (_, out, _) = run(&mut command(at, &["status", "--json"]));
+    let told: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(
-        serde_json::from_str::<Value>(&out).unwrap()["is_ready"],
-        true
+        (&told["schema"], &told["is_ready"]),
+        (&"routecause.status/1".into(), &true.into())
     );
     assert_eq!(code(&["healthcheck"]), Some(0));
     let (status, _, stderr) = run(&mut command(at, &["top"]));

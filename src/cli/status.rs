@@ -6,6 +6,7 @@ use clap::Args;
 use http::StatusCode;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::ask::{AskError, complain, prepare};
@@ -21,6 +22,14 @@ pub(in crate::cli) struct StatusArgs {
     pub(in crate::cli) json: bool,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    schema: &'static str,
+    #[serde(flatten)]
+    status: &'a Value,
+}
+
 /// The rates are of so many seconds.
 const LATELY: i64 = 60;
 
@@ -34,8 +43,20 @@ pub(super) fn run(args: &StatusArgs, env: &Environment) -> u8 {
     });
     match status {
         Ok((status, _)) if args.json => {
-            print(&format!("{status:#}\n"));
-            0
+            let told = Told {
+                schema: "routecause.status/1",
+                status: &status,
+            };
+            match serde_json::to_string_pretty(&told) {
+                Ok(text) => {
+                    print(&(text + "\n"));
+                    0
+                }
+                Err(error) => {
+                    say!("error: {error}");
+                    exit::FAILED
+                }
+            }
         }
         Ok((status, upstreams)) => {
             print(&told(&status, &upstreams, Timestamp::now()));
