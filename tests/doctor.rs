@@ -167,9 +167,11 @@ fn nothing_is_the_matter() {
         "{stdout}"
     );
     assert!(
-        stdout.contains("again     routecause doctor https://"),
+        stdout.contains("again     routecause doctor https://…@"),
         "{stdout}"
     );
+    let place = format!("policy    direct, by default ({policy}:4)\n");
+    assert!(stdout.contains(&place), "{place} in {stdout}");
 }
 
 #[test]

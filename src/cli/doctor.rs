@@ -9,7 +9,7 @@ mod page;
 mod program;
 mod thorough;
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _};
 use std::iter;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::doctor::verdict::rule as rule_for;
 use crate::doctor::{Facts, Plan, Verdict, examine, judge};
 use crate::net::resolve::Resolver;
 use crate::policy::Policy;
-use crate::policy::explain::Does;
+use crate::policy::explain::{Does, Outcome};
 use crate::target::Target;
 use crate::timeouts::Brief;
 
@@ -100,8 +100,10 @@ const CONTROLS: [&str; 2] = ["example.com:443", "www.iana.org:443"];
 struct Told<'a> {
     schema: &'static str,
     policy: String,
-    /// The rule that decides.
+    /// The rule that decides, and where it stands.
     rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule_source: Option<&'a str>,
     verdict: &'a Verdict,
     facts: &'a Facts,
     /// How to look again.
@@ -172,12 +174,13 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     let told = Told {
         schema: "routecause.doctor/1",
         policy: source,
-        rule: rule.as_deref(),
+        rule: rule.as_ref().map(|rule| &*rule.name),
+        rule_source: rule.as_ref().and_then(|rule| rule.source.as_deref()),
         verdict: &verdict,
         facts: &facts,
         recheck: &recheck,
     };
-    let page = tell(Page::new(env), &facts, &verdict, rule.as_deref(), &recheck);
+    let page = tell(Page::new(env), &facts, &verdict, rule.as_ref(), &recheck);
     page.give(args.json.then_some(&told));
     if verdict.is_fine() { 0 } else { exit::FAILED }
 }
@@ -246,7 +249,33 @@ struct Diagnosis {
     facts: Facts,
     verdict: Verdict,
     /// The rule that decides.
-    rule: Option<String>,
+    rule: Option<Rule>,
+}
+
+/// A rule, or the default.
+struct Rule {
+    name: String,
+    /// `FILE:LINE`; a guard stands nowhere.
+    source: Option<String>,
+}
+
+impl From<Outcome> for Rule {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            name: outcome.rule,
+            source: outcome.source,
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match &self.source {
+            Some(source) => write!(f, " ({source})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a URL asks for. A user name and a password are the server's, and nothing of theirs is looked at.
@@ -278,7 +307,7 @@ fn plan(
     args: &DoctorArgs,
     policy: &Arc<Policy>,
     env: &Environment,
-) -> anyhow::Result<(Plan, Option<String>)> {
+) -> anyhow::Result<(Plan, Option<Rule>)> {
     let asked = asked(url)?;
     let controls = controls(args, env)?;
     let portal = match args.portal.as_deref().map(Asked::parse) {
@@ -290,11 +319,12 @@ fn plan(
         None => None,
     };
     let (chosen, rule) = match decision(policy, &asked) {
-        Ok(outcome) if outcome.action == Does::Block => (None, Some(outcome.rule)),
+        Ok(outcome) if outcome.action == Does::Block => (None, Some(outcome.into())),
         Ok(outcome) => {
             // Of a chain the first hop is looked at.
             let first = outcome.hops.first().map(|hop| hop.hop.clone());
-            (first.or(outcome.route), Some(outcome.rule))
+            let chosen = first.or_else(|| outcome.route.clone());
+            (chosen, Some(outcome.into()))
         }
         Err(error) => {
             say!("warning: {error:#}");
@@ -391,7 +421,7 @@ fn look<T>(
 }
 
 /// What the policy refuses it refuses, whatever the network does.
-fn denied(target: &Target, rule: &str, of_network: &Verdict) -> Verdict {
+fn denied(target: &Target, rule: &Rule, of_network: &Verdict) -> Verdict {
     let network = format!("the network alone: {}", of_network.sentence);
     Verdict {
         id: "denied_by_policy",
@@ -441,7 +471,7 @@ fn tell(
     mut page: Page,
     facts: &Facts,
     verdict: &Verdict,
-    rule: Option<&str>,
+    rule: Option<&Rule>,
     recheck: &str,
 ) -> Page {
     page.verdict(verdict);

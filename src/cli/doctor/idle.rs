@@ -35,7 +35,7 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
             say!(
                 "error: the policy refuses {}, by {}",
                 plan.target,
-                rule.unwrap_or_default()
+                rule.map(|rule| rule.to_string()).unwrap_or_default()
             );
             return exit::DENIED;
         }
