@@ -55,10 +55,10 @@ pub struct Tunnel {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// It answered with another status than 2xx.
-    #[error("answered {} {}{}", .0.status.as_u16(), .0.reason, .0.redirect())]
+    #[error("answered {}{}", .0.line(), .0.redirect())]
     Refused(Box<Reply>),
     /// It answered 407, and there is nothing to answer to that.
-    #[error("answered 407 {}: {why}", .reply.reason)]
+    #[error("answered {}: {why}", .reply.line())]
     Unauthorized {
         /// What it said.
         reply: Box<Reply>,

@@ -218,20 +218,24 @@ impl Provisional<'_> {
             Ok(Opened::Undecided(_)) => unreachable!("the flight is there"),
             Err(failure @ Failure::ClientGone { .. }) => Err(Unsettled::left(failure)),
             Err(failure) => {
-                let how = match &failure {
-                    Failure::Denied(denied) if denied.close != Close::Rst => OnExhausted::Alert,
-                    Failure::Exhausted(exhausted) => exhausted.on_exhausted,
-                    _ => OnExhausted::Rst,
+                let how = if let Failure::Exhausted(exhausted) = &failure {
+                    Some(exhausted.on_exhausted)
+                } else {
+                    is_told(&failure).then_some(OnExhausted::Alert)
                 };
                 // A client of TLS prints an alert; any other sees a reset.
-                let how = match how {
-                    OnExhausted::Alert if seen.proto() != Some(Proto::Tls) => OnExhausted::Rst,
-                    how => how,
-                };
+                let is_tls = seen.proto() == Some(Proto::Tls);
+                let how = how.filter(|how| is_tls || *how != OnExhausted::Alert);
+                let how = how.unwrap_or(OnExhausted::Rst);
                 Err(Unsettled { failure, how })
             }
         }
     }
+}
+
+/// Whether a refusal is to be told, where its tunnel can still be told anything.
+fn is_told(failure: &Failure) -> bool {
+    matches!(failure, Failure::Denied(denied) if denied.close != Close::Rst)
 }
 
 /// What a rule sees of a first flight.

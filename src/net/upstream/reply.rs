@@ -141,6 +141,12 @@ impl Reply {
         }
     }
 
+    /// Its status, and the reason where it gave one, for an error text.
+    pub(super) fn line(&self) -> String {
+        let line = format!("{} {}", self.status.as_u16(), self.reason);
+        line.trim_end().to_owned()
+    }
+
     /// Where a redirect leads, for an error text; its query may hold a token.
     pub(super) fn redirect(&self) -> String {
         let location = self
