@@ -175,6 +175,21 @@ fn a_clients_reset_reaches_the_server_as_a_reset() {
 }
 
 #[test]
+fn a_client_that_resets_as_the_server_ends_was_served() {
+    let proxy = Proxy::start(DIRECT);
+    let (client, server) = ends(&proxy);
+    wire::send(&client, "hi");
+    assert_eq!(wire::read_exact(&server, 2), b"hi");
+    wire::send(&server, "bye");
+    assert_eq!(wire::read_exact(&client, 3), b"bye");
+    wire::reset(client);
+    wire::finish(&server);
+    check!(&proxy.record(),
+        "event.outcome": "success", "egress.end": "close.server_fin", "egress.tcp.client.close": "rst",
+        "egress.tcp.server.close": "fin");
+}
+
+#[test]
 fn a_servers_reset_reaches_the_client_as_a_reset() {
     let proxy = Proxy::start(DIRECT);
     let (client, server) = ends(&proxy);

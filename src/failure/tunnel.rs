@@ -33,7 +33,7 @@ const TOO_LATE: f64 = 1.3;
 const TICKS: Duration = Duration::from_millis(10);
 
 /// More bytes than a `close_notify` of TLS takes.
-const LAST_WORD: u64 = 64;
+pub const LAST_WORD: usize = 64;
 
 /// How late we may hear of a reset without thinking anything of it.
 const LATENESS: Duration = Duration::from_millis(1);
@@ -336,7 +336,7 @@ fn has_all(ending: &Ending) -> bool {
     let end = &ending.end;
     let is_acked = ending
         .client
-        .is_some_and(|info| info.unsent == 0 && info.unacked_bytes() <= LAST_WORD);
+        .is_some_and(|info| info.unsent == 0 && info.unacked_bytes() <= LAST_WORD as u64);
     end.server == Close::Fin && !end.waiting.client_to_read && is_acked
 }
 

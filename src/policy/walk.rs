@@ -265,7 +265,7 @@ impl Policy {
                 .guards
                 .object_to(query.target, is_connect, query.client)
             {
-                if !self.report || guard == Guard::Own {
+                if !self.report || guard.is_final() {
                     return self.decided(walk, None, Verdict::Deny(Denial::Guard(guard)));
                 }
                 walk.would(WouldAt::Guard(guard));

@@ -1,12 +1,13 @@
 //! A tunnel: from the 200 to its one record.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
-use tokio::io::AsyncWriteExt as _;
-use tokio::time::Instant;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::Proxy;
@@ -17,11 +18,12 @@ use crate::client::Claim;
 use crate::exchange::Exchange;
 use crate::exchange::live::Live;
 use crate::failure::Failure;
+use crate::failure::tunnel::LAST_WORD;
 use crate::net::wire::Wire;
-use crate::policy::Close;
+use crate::policy;
 use crate::policy::chain::OnExhausted;
-use crate::policy::flight::{self as policy, Proto};
-use crate::relay::{self, Reason, relay};
+use crate::policy::flight::{self, Proto};
+use crate::relay::{self, Close, Reason, relay};
 use crate::route::Conn;
 use crate::snapshot::Snapshot;
 use crate::target::{Host, Target};
@@ -29,6 +31,9 @@ use crate::timeouts::{HALF_CLOSED_IDLE, Timeouts};
 use crate::tls::flight::{Flight, Stage};
 use crate::tls::ledger::Facts;
 use crate::tls::trust::{Judgement, Roots};
+
+/// How long the end of a server is waited for whose client has reset.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Fatal alerts (RFC 8446, section 6.2): policy refuses; no hop served.
 const ACCESS_DENIED: u8 = 49;
@@ -235,18 +240,18 @@ impl Provisional<'_> {
 
 /// Whether a refusal is to be told, where its tunnel can still be told anything.
 fn is_told(failure: &Failure) -> bool {
-    matches!(failure, Failure::Denied(denied) if denied.close != Close::Rst)
+    matches!(failure, Failure::Denied(denied) if denied.close != policy::Close::Rst)
 }
 
 /// What a rule sees of a first flight.
-fn seen_of(flight: &Flight) -> policy::Flight {
+fn seen_of(flight: &Flight) -> flight::Flight {
     if let Some(hello) = flight.hello() {
         let alpn = hello.alpn.iter().map(String::as_str);
-        return policy::Flight::tls(hello.server_name.as_deref(), alpn);
+        return flight::Flight::tls(hello.server_name.as_deref(), alpn);
     }
     match flight.stage() {
-        Stage::Partial => policy::Flight::Unfinished,
-        Stage::Silence | Stage::Hello | Stage::Opaque => policy::Flight::of_bytes(flight.bytes()),
+        Stage::Partial => flight::Flight::Unfinished,
+        Stage::Silence | Stage::Hello | Stage::Opaque => flight::Flight::of_bytes(flight.bytes()),
     }
 }
 
@@ -296,7 +301,7 @@ impl Standing {
                 () = enlisted.cut() => None,
             };
             drop(enlisted);
-            let Some(end) = end else {
+            let Some(mut end) = end else {
                 abort(&mut client);
                 abort(&mut server);
                 drop((client, server, held));
@@ -309,6 +314,14 @@ impl Standing {
                     Failure::Killed
                 });
             };
+            let is_served = end.server == Close::Local && !end.waiting.server_to_answer;
+            // In a box: it is seldom, and an idle tunnel has no room for it.
+            if matches!(end.reason, Reason::ClientReset(_))
+                && is_served
+                && Box::pin(ends_soon(&mut server)).await
+            {
+                end.server = Close::Fin;
+            }
             // Also where a FIN came first: what the other side still waits for will not come whole.
             let is_cut = matches!(end.reason, Reason::Expired { .. });
             if is_cut || matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
@@ -326,6 +339,24 @@ impl Standing {
             exchange.end(ending);
         }
     }
+}
+
+/// Whether a server whose client is gone ends in order about now, behind a last word at most. Where both close at once, as
+/// behind the answer to a request with `Connection: close`, the server's last word of TLS meets a client that has closed, whose
+/// kernel resets.
+async fn ends_soon(server: &mut Wire) -> bool {
+    let mut word = [0; LAST_WORD];
+    let end = async {
+        let mut said = 0;
+        loop {
+            match server.read(&mut word).await {
+                Ok(0) => return true,
+                Ok(count) if said + count <= LAST_WORD => said += count,
+                Ok(_) | Err(_) => return false,
+            }
+        }
+    };
+    timeout(GRACE, end).await.unwrap_or(false)
 }
 
 /// Judges the certificates that a client did not go on with, by the name that it asked for. Beside the runtime: signatures
