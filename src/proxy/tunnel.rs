@@ -23,7 +23,7 @@ use crate::net::wire::Wire;
 use crate::policy;
 use crate::policy::chain::OnExhausted;
 use crate::policy::flight::{self, Proto};
-use crate::relay::{self, Close, Reason, relay};
+use crate::relay::{self, Close, End, Reason, relay};
 use crate::route::Conn;
 use crate::snapshot::Snapshot;
 use crate::target::{Host, Target};
@@ -301,7 +301,7 @@ impl Standing {
                 () = enlisted.cut() => None,
             };
             drop(enlisted);
-            let Some(mut end) = end else {
+            let Some(end) = end else {
                 abort(&mut client);
                 abort(&mut server);
                 drop((client, server, held));
@@ -315,13 +315,12 @@ impl Standing {
                 });
             };
             let is_served = end.server == Close::Local && !end.waiting.server_to_answer;
-            // In a box: it is seldom, and an idle tunnel has no room for it.
-            if matches!(end.reason, Reason::ClientReset(_))
-                && is_served
-                && Box::pin(ends_soon(&mut server)).await
-            {
-                end.server = Close::Fin;
-            }
+            let end = if matches!(end.reason, Reason::ClientReset(_)) && is_served {
+                // In a box: it is seldom, and an idle tunnel has no room for it.
+                Box::pin(behind_reset(end, &mut server)).await
+            } else {
+                end
+            };
             // Also where a FIN came first: what the other side still waits for will not come whole.
             let is_cut = matches!(end.reason, Reason::Expired { .. });
             if is_cut || matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
@@ -341,22 +340,23 @@ impl Standing {
     }
 }
 
-/// Whether a server whose client is gone ends in order about now, behind a last word at most. Where both close at once, as
-/// behind the answer to a request with `Connection: close`, the server's last word of TLS meets a client that has closed, whose
-/// kernel resets.
-async fn ends_soon(server: &mut Wire) -> bool {
+/// The end of a tunnel whose client reset, once it is seen whether its server ends in order about now, behind a last word at
+/// most. Where both close at once, as behind the answer to a request with `Connection: close`, the server's last word of TLS
+/// meets a client that has closed, whose kernel resets.
+async fn behind_reset(end: End, server: &mut Wire) -> End {
     let mut word = [0; LAST_WORD];
-    let end = async {
+    let ends = async {
         let mut said = 0;
         loop {
             match server.read(&mut word).await {
-                Ok(0) => return true,
+                Ok(0) => return Close::Fin,
                 Ok(count) if said + count <= LAST_WORD => said += count,
-                Ok(_) | Err(_) => return false,
+                Ok(_) | Err(_) => return end.server,
             }
         }
     };
-    timeout(GRACE, end).await.unwrap_or(false)
+    let server = timeout(GRACE, ends).await.unwrap_or(end.server);
+    End { server, ..end }
 }
 
 /// Judges the certificates that a client did not go on with, by the name that it asked for. Beside the runtime: signatures
