@@ -139,6 +139,12 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
             asked.proxy.port
         ));
     }
+    let is_elsewhere = matches!(tool, Tool::Gitlab | Tool::Github | Tool::Kubernetes);
+    if is_elsewhere && asked.proxy.is_loopback() {
+        notes.push(format!(
+            "{url} names the machine it is read on, which is not this one: --proxy http://host:port says where routecause is reached from there"
+        ));
+    }
     let (text, place) = match tool {
         Tool::Sh => (exports.clone(), at(home(".profile"), Edit::Append)),
         Tool::Fish => (
@@ -235,8 +241,13 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
         Tool::Git => {
             let mut text = format!("[http]\n\tproxy = {url}\n");
             for host in list.iter().filter(|host| !host.contains(':')) {
-                let _ = write!(text, "[http \"https://{host}/\"]\n\tproxy =\n");
+                for scheme in ["https", "http"] {
+                    let _ = write!(text, "[http \"{scheme}://{host}/\"]\n\tproxy =\n");
+                }
             }
+            notes.push(
+                "git exempts a host at its usual port only: for others it reads no_proxy".to_owned(),
+            );
             (text, at(home(".gitconfig"), Edit::Append))
         }
         Tool::Ssh => {
