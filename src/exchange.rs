@@ -91,6 +91,8 @@ pub struct Presence {
     pub worker: usize,
     /// That it stopped reading for too long.
     pub stalled: AtomicBool,
+    /// That it had ended its direction when the process cut it.
+    pub ended: AtomicBool,
     /// That the process cuts what is still open.
     pub cut: CancellationToken,
     /// How long it may go without reading, in milliseconds: `body_idle` of the request that is open.
@@ -109,6 +111,7 @@ impl Presence {
             client: self.client.clone(),
             worker: self.worker,
             stalled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             cut: self.cut.clone(),
             write_limit: AtomicU64::new(self.write_limit.load(Ordering::Relaxed)),
             asks_who: self.asks_who,
@@ -478,6 +481,11 @@ impl Drop for Exchange {
         } else if open.presence.stalled.load(Ordering::Relaxed) {
             Failure::ClientStalled {
                 after: open.presence.write_limit(),
+            }
+        } else if open.presence.ended.load(Ordering::Relaxed) {
+            Failure::ClientGone {
+                phase,
+                how: Departure::Fin,
             }
         } else if open.presence.cut.is_cancelled() {
             Failure::Shutdown { phase }

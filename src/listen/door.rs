@@ -133,6 +133,7 @@ impl Guest {
             },
             worker: self.worker,
             stalled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             cut: self.cut.clone(),
             write_limit: AtomicU64::default(),
             asks_who: self.door.asks_who,

@@ -3,10 +3,12 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -173,6 +175,11 @@ async fn speak(
         cut.as_mut().poll(cx).map(|()| Ended::Cut)
     })
     .await;
+    // A client that ends its direction may still read: whether it left is asked when its request is to be cut.
+    let is_cut = matches!(ended, Ended::Cut);
+    if is_cut && socket.departure().now_or_never().is_some() {
+        presence.ended.store(true, Ordering::Relaxed);
+    }
     // What is left of a request is dropped here, and says so in its record.
     let parts = connection.into_parts();
     let (wire, behind) = (parts.io.into_inner().into_wire(), parts.read_buf);

@@ -60,6 +60,7 @@ fn fine(host: &str) -> Record {
         },
         worker: 0,
         stalled: false.into(),
+        ended: false.into(),
         cut: tokio_util::sync::CancellationToken::new(),
         write_limit: 0.into(),
         asks_who: false,
