@@ -167,7 +167,11 @@ impl Proxy {
             Ok(()) if is_connect => {
                 Box::pin(self.connect(&parts, &caller, &mut exchange, &mut route)).await
             }
-            Ok(()) => self.forward(parts, body, &mut exchange, &mut route).await,
+            Ok(()) => {
+                let requests = &caller.requests;
+                self.forward(parts, body, requests, &mut exchange, &mut route)
+                    .await
+            }
         };
         Ok(match served {
             Ok(Served::Tunnel(agreed)) => {

@@ -1149,6 +1149,39 @@ fn a_client_that_leaves_in_mid_upload_does_not_complete_it() {
 }
 
 #[test]
+fn an_upload_that_goes_on_behind_its_answer_is_no_head() {
+    let origin = Listening::new();
+    let proxy = Proxy::start(
+        "version: 1\ndefaults: {timeouts: {head: 200ms}}\nrules: []\ndefault: {direct: true}\n",
+    );
+    let client = proxy.connect();
+    wire::send(
+        &client,
+        ask("PUT", origin.address, "/", "Content-Length: 10\r\n") + "12345",
+    );
+    let (server, _) = origin.hear();
+    wire::send(
+        &server,
+        "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno",
+    );
+    let head = wire::read_head(&client);
+    assert_eq!(wire::status(&head), 413, "{head}");
+    assert_eq!(wire::read_exact(&client, 2), b"no");
+    check!(&proxy.record(), "error.type": "http.status.413");
+    for byte in ["6", "7", "8", "9", "0"] {
+        std::thread::sleep(Duration::from_millis(100));
+        wire::send(&client, byte);
+    }
+    assert_eq!(wire::read_to_end(&server), b"1234567890");
+    wire::send(&client, get(origin.address, "/"));
+    let (server, _) = origin.hear();
+    wire::send(&server, "HTTP/1.1 204 No Content\r\n\r\n");
+    assert_eq!(wire::status(&wire::read_head(&client)), 204);
+    check!(&proxy.record(), "event.outcome": "success");
+    assert_eq!(proxy.stop().1, Vec::<Value>::new());
+}
+
+#[test]
 fn a_fin_behind_a_whole_request_is_not_leaving() {
     let origin = Listening::new();
     let proxy = Proxy::start(DIRECT);
@@ -1167,6 +1200,29 @@ fn a_fin_behind_a_whole_request_is_not_leaving() {
     assert!(wire::is_fin(&client));
     check!(&proxy.record(), "event.outcome": "success", "destination.bytes": 10);
     assert_eq!(proxy.stop().1, Vec::<Value>::new());
+}
+
+#[test]
+fn a_client_behind_its_fin_has_left_when_the_process_cuts_its_request() {
+    for (is_over, cause, side) in [
+        (true, "client.gave_up.response", "client"),
+        (false, "proxy.shutdown", "proxy"),
+    ] {
+        let origin = Listening::new();
+        let proxy = Proxy::start(
+            "version: 1\nserver: {drain_timeout: 200ms}\nrules: []\ndefault: {direct: true}\n",
+        );
+        let client = proxy.connect();
+        wire::send(&client, get(origin.address, "/"));
+        if is_over {
+            wire::finish(&client);
+        }
+        let (_server, _) = origin.hear();
+        let (_, records) = proxy.stop();
+        assert_eq!(records.len(), 1, "{records:?}");
+        check!(&records[0],
+            "event.outcome": "failure", "error.type": cause, "egress.phase": "http", "egress.side": side);
+    }
 }
 
 #[test]

@@ -186,15 +186,16 @@ impl Body for Answer {
 /// The requests on one client's connection.
 #[derive(Debug, Default)]
 pub struct Requests {
-    open: AtomicU64,
+    unanswered: AtomicU64,
+    unread: AtomicU64,
     begun: AtomicU64,
     is_answering: AtomicBool,
 }
 
 impl Requests {
-    /// Whether one is open.
+    /// Whether one is open: its answer is not out, or its body not read to its end.
     pub fn is_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed) > 0
+        self.unanswered.load(Ordering::Relaxed) > 0 || self.unread.load(Ordering::Relaxed) > 0
     }
 
     /// How many there were.
@@ -209,20 +210,20 @@ impl Requests {
 
     /// Notes that all that was to be written is written.
     pub fn flushed(&self) {
-        if !self.is_open() {
+        if self.unanswered.load(Ordering::Relaxed) == 0 {
             self.is_answering.store(false, Ordering::Relaxed);
         }
     }
 }
 
-/// Held while a request is open on a client's connection; once it is dropped, nothing more will be written for it.
+/// Held while a request waits for its answer; once it is dropped, nothing more will be written for it.
 #[derive(Debug)]
 pub struct Open(Arc<Requests>);
 
 impl Open {
-    /// Counts one more open request.
+    /// Counts one more request.
     pub fn new(requests: &Arc<Requests>) -> Self {
-        requests.open.fetch_add(1, Ordering::Relaxed);
+        requests.unanswered.fetch_add(1, Ordering::Relaxed);
         requests.begun.fetch_add(1, Ordering::Relaxed);
         requests.is_answering.store(true, Ordering::Relaxed);
         Self(requests.clone())
@@ -231,6 +232,24 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Held while a request's body is read, which may go on behind its answer.
+#[derive(Debug)]
+pub struct Reading(Arc<Requests>);
+
+impl Reading {
+    /// Counts one more body.
+    pub fn new(requests: &Arc<Requests>) -> Self {
+        requests.unread.fetch_add(1, Ordering::Relaxed);
+        Self(requests.clone())
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.unread.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
 
-use super::answer::{Answer, Open, Passing};
+use super::answer::{Answer, Open, Passing, Requests};
 use super::decide::{Ask, Verdict, Walked, decide};
 use super::errand::Errand;
 use super::headers::{self, Wishes};
@@ -45,6 +45,7 @@ impl Proxy {
         &self,
         mut parts: request::Parts,
         body: Incoming,
+        requests: &Arc<Requests>,
         exchange: &mut Exchange,
         route: &mut Option<Arc<str>>,
     ) -> Result<Served, Failure> {
@@ -75,7 +76,8 @@ impl Proxy {
         if wishes.ends_here {
             return Ok(Served::Here(self.answer_here(&parts)));
         }
-        let (body, upload) = Outgoing::new(body, exchange.meter().clone(), plan.timeouts.body_idle);
+        let (meter, limit) = (exchange.meter().clone(), plan.timeouts.body_idle);
+        let (body, upload) = Outgoing::new(body, requests, meter, limit);
         let errand = Errand {
             proxy: self,
             snapshot: &snapshot,

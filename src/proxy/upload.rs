@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::answer::{Reading, Requests};
 use super::patience::Patience;
 use crate::cause::Phase;
 use crate::failure::{Failure, RequestError};
@@ -28,7 +29,7 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// A client's body on its way to the origin.
 #[derive(Debug)]
 pub struct Outgoing {
-    body: Option<Incoming>,
+    body: Option<Inbound>,
     gate: Option<Gate>,
     meter: Arc<Meter>,
     upload: Arc<Upload>,
@@ -36,6 +37,19 @@ pub struct Outgoing {
     /// What was read before, to be sent again.
     rewound: VecDeque<Bytes>,
     kept: Option<Box<Kept>>,
+}
+
+/// A client's body as it comes: its bytes are no head, even where the answer is out already.
+#[derive(Debug)]
+struct Inbound {
+    body: Incoming,
+    _reading: Reading,
+}
+
+impl Inbound {
+    fn is_read(&self) -> bool {
+        self.body.is_end_stream()
+    }
 }
 
 /// What has passed of a body that may have to be sent again.
@@ -51,7 +65,7 @@ struct Kept {
 #[derive(Debug)]
 pub struct Rewound {
     data: VecDeque<Bytes>,
-    body: Incoming,
+    body: Inbound,
 }
 
 /// What became of a client's body, for whoever waits for the answer.
@@ -201,14 +215,22 @@ enum Gate {
 }
 
 impl Outgoing {
-    /// A client's body; at most `limit` may pass without a byte of it.
-    pub fn new(body: Incoming, meter: Arc<Meter>, limit: Duration) -> (Self, Uploading) {
+    /// A client's body, one of `requests`; at most `limit` may pass without a byte of it.
+    pub fn new(
+        body: Incoming,
+        requests: &Arc<Requests>,
+        meter: Arc<Meter>,
+        limit: Duration,
+    ) -> (Self, Uploading) {
         let upload = Upload::since(meter.begun());
         let body = if body.is_end_stream() {
             upload.done();
             None
         } else {
-            Some(body)
+            Some(Inbound {
+                body,
+                _reading: Reading::new(requests),
+            })
         };
         (
             Self {
@@ -353,10 +375,10 @@ impl Body for Outgoing {
         if let Some(data) = this.pass_again() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        let Some(body) = &mut this.body else {
+        let Some(inbound) = &mut this.body else {
             return Poll::Ready(None);
         };
-        match Pin::new(body).poll_frame(cx) {
+        match Pin::new(&mut inbound.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
                     this.pass(data);
@@ -368,7 +390,7 @@ impl Body for Outgoing {
                 if let Some(data) = frame.data_ref() {
                     this.meter.moved(data.len() as u64, 0);
                 }
-                if this.body.as_ref().is_some_and(Body::is_end_stream) || frame.is_trailers() {
+                if this.body.as_ref().is_some_and(Inbound::is_read) || frame.is_trailers() {
                     this.upload.done();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -392,12 +414,12 @@ impl Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rewound.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.rewound.is_empty() && self.body.as_ref().is_none_or(Inbound::is_read)
     }
 
     fn size_hint(&self) -> SizeHint {
         let body = self.body.as_ref();
-        let hint = body.map_or(SizeHint::with_exact(0), Body::size_hint);
+        let hint = body.map_or(SizeHint::with_exact(0), |inbound| inbound.body.size_hint());
         if self.rewound.is_empty() {
             return hint;
         }
