@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::exit;
-use crate::config::env::{Environment, without_credentials};
+use crate::config::env::{Environment, proxy_without_credentials};
 use crate::config::{self, Listener, Options};
 use crate::target::Target;
 
@@ -93,7 +93,7 @@ fn open(proxy: &str, target: &Target) -> anyhow::Result<Answer> {
         .strip_prefix("http://")
         .unwrap_or(proxy)
         .trim_end_matches('/');
-    let shown = without_credentials(proxy);
+    let shown = proxy_without_credentials(proxy);
     let addresses = authority
         .to_socket_addrs()
         .with_context(|| format!("the proxy {shown}: write http://host:port"))?;

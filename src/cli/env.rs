@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{PolicyArg, exit, print, settings};
-use crate::config::env::{Environment, without_credentials};
+use crate::config::env::{Environment, proxy_without_credentials};
 use crate::config::{self, Listener, Loaded, Options};
 use crate::policy::matcher::Matcher;
 
@@ -236,7 +236,7 @@ fn asked(args: &EnvArgs, env: &Environment) -> Result<tools::Asked, u8> {
     let Some(proxy) = tools::Proxy::parse(&proxy) else {
         say!(
             "error: --proxy {}: write http://host:port, or https://",
-            without_credentials(&proxy)
+            proxy_without_credentials(&proxy)
         );
         return Err(exit::USAGE);
     };

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::doctor::DoctorArgs;
 use super::{exit, print};
 use crate::config::DEFAULT_LISTEN;
-use crate::config::env::{Environment, is_usable_proxy, without_credentials};
+use crate::config::env::{Environment, is_usable_proxy, proxy_without_credentials};
 use crate::doctor::docker::places::words;
 use crate::policy::no_proxy::{Dialect, NoProxy};
 use crate::record::quote;
@@ -237,7 +237,7 @@ fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf])
                 Ok(_) if !value.contains("://") => {
                     problems.push(format!(
                         "{name} names no scheme: write http://{}",
-                        without_credentials(value)
+                        proxy_without_credentials(value)
                     ));
                 }
                 Ok(_) => {}
@@ -251,7 +251,7 @@ fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf])
             value: if lower == "no_proxy" {
                 value.clone()
             } else {
-                without_credentials(value)
+                proxy_without_credentials(value)
             },
             set_in: set_in(name, places),
         });

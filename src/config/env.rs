@@ -286,11 +286,18 @@ pub fn proxy_target(value: &str) -> Result<Target, String> {
     Ok(proxy.target)
 }
 
-/// A URL without its credentials.
+/// The URL of something that is asked for, without its credentials. That of a proxy is for [`proxy_without_credentials`].
 pub fn without_credentials(value: &str) -> String {
-    let (scheme, rest) = match value.split_once("://") {
+    match value.split_once("://") {
         // Behind a host an `@` is part of the path.
-        Some((_, rest)) if is_host(rest.split(['/', '?', '#']).next()) => return value.to_owned(),
+        Some((_, rest)) if is_host(rest.split(['/', '?', '#']).next()) => value.to_owned(),
+        _ => proxy_without_credentials(value),
+    }
+}
+
+/// A proxy's URL without its credentials, whatever they hold: it has no path that is worth showing.
+pub fn proxy_without_credentials(value: &str) -> String {
+    let (scheme, rest) = match value.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), value),
     };
@@ -397,6 +404,20 @@ mod tests {
             ),
         ] {
             assert_eq!(without_credentials(value), expected);
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_proxys_credentials_is_taken_for_its_host() {
+        for (value, expected) in [
+            ("http://p:1/", "http://p:1/"),
+            ("http://me:secret@p:1", "http://…@p:1"),
+            ("http://me:12/34secret@p:3128", "http://…@p:3128"),
+            ("http://token/secret@p:3128", "http://…@p:3128"),
+            ("http://me:7?secret@p:1", "http://…@p:1"),
+            ("me:7/secret@p:1", "…@p:1"),
+        ] {
+            assert_eq!(proxy_without_credentials(value), expected);
         }
     }
 

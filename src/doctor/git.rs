@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Verdict;
 use super::verdict::Certainty::{Certain, Strong};
-use crate::config::env::{proxy_target, without_credentials};
+use crate::config::env::{proxy_target, proxy_without_credentials};
 use crate::policy::no_proxy::clients::{Program, Url, Variables, Way, Why};
 use crate::secret::Secret;
 
@@ -126,7 +126,7 @@ impl Place {
         Self {
             source: source.to_owned(),
             name: name.to_owned(),
-            value: without_credentials(value),
+            value: proxy_without_credentials(value),
             secret: Secret::new(value),
         }
     }

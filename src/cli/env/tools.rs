@@ -246,7 +246,8 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
                 }
             }
             notes.push(
-                "git exempts a host at its usual port only: for others it reads no_proxy".to_owned(),
+                "git exempts a host at its usual port only: for others it reads no_proxy"
+                    .to_owned(),
             );
             (text, at(home(".gitconfig"), Edit::Append))
         }

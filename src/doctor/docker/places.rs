@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::env::{proxy_target, without_credentials};
+use crate::config::env::{proxy_target, proxy_without_credentials};
 use crate::target::{Host, Target};
 
 /// The names by which a place is read, whatever it calls them itself.
@@ -82,7 +82,7 @@ impl Setting {
         let target = proxy_target(value);
         Self {
             name,
-            value: without_credentials(value),
+            value: proxy_without_credentials(value),
             problem: target.as_ref().err().cloned(),
             target: target.ok(),
         }
@@ -262,7 +262,7 @@ pub fn baked(source: &str, text: &str) -> Vec<Baked> {
             {
                 found.push(Baked {
                     place: format!("{source}:{}", at + 1),
-                    line: format!("ENV {name}={}", without_credentials(value)),
+                    line: format!("ENV {name}={}", proxy_without_credentials(value)),
                 });
             }
         }
@@ -280,7 +280,7 @@ pub fn baked_in_image(image: &str, variables: &[String]) -> Vec<Baked> {
         .filter(|(name, value)| is_proxy(name) && !value.is_empty())
         .map(|(name, value)| Baked {
             place: format!("image {image}"),
-            line: format!("{name}={}", without_credentials(value)),
+            line: format!("{name}={}", proxy_without_credentials(value)),
         })
         .collect()
 }
