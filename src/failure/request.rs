@@ -108,8 +108,8 @@ pub enum HeadError {
     TooLarge,
 }
 
-/// The first bytes of what a stranger sent, escaped. Of what looks like a request line only the method is told: its target
-/// may hold a password or a token.
+/// The first bytes of what a stranger sent, escaped. Where it goes on behind its first word, only that is told: what follows
+/// may hold a password or a token, whether or not it is a request line.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct FirstBytes(pub Vec<u8>);
 
@@ -118,20 +118,14 @@ impl fmt::Debug for FirstBytes {
         // Blank lines may stand before it (RFC 9112, section 2.2).
         let blank = self.0.iter().take_while(|byte| b"\r\n".contains(byte));
         let line = self.0.get(blank.count()..).unwrap_or_default();
-        let end = line.iter().position(|byte| b" \t\r\n".contains(byte));
-        let (method, target) = line.split_at(end.unwrap_or(line.len()));
-        let is_line = method.iter().all(|byte| is_token(*byte)) && !target.trim_ascii().is_empty();
-        if is_line {
-            write!(f, "\"{} ...\"", method.escape_ascii())
-        } else {
+        let end = line.iter().position(|byte| b" \t\r\n:/@,".contains(byte));
+        let (word, rest) = line.split_at(end.unwrap_or(line.len()));
+        if rest.trim_ascii().is_empty() {
             write!(f, "\"{}\"", self.0.escape_ascii())
+        } else {
+            write!(f, "\"{} ...\"", word.escape_ascii())
         }
     }
-}
-
-/// Whether a byte may stand in a method (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Why a request is not forwarded.
@@ -205,6 +199,13 @@ mod tests {
             (b"M-SEARCH\thttp://u:secret@a.example", "M-SEARCH"),
             (b" http://u:secret@a.example", ""),
             (b"GET\r\nCookie: secret", "GET"),
+            (b"http://u:secret@a.example/", "http"),
+            (b"u:secret@a.example:443 HTTP/1.1", "u"),
+            (b"\xef\xbb\xbfGET http://u:secret@a", r"\xef\xbb\xbfGET"),
+            (b"\"GET\" http://u:secret@a.example", r#"\"GET\""#),
+            (b"GET,http://u:secret@a.example", "GET"),
+            (b"\0GET http://u:secret@a.example", r"\x00GET"),
+            (b"SSH-2.0-OpenSSH_9.2p1 Debian", "SSH-2.0-OpenSSH_9.2p1"),
         ] {
             assert_eq!(told(bytes), format!("\"{method} ...\""));
         }
