@@ -72,6 +72,7 @@ pub(super) async fn speak(
         proxy,
         wire,
         unread: BytesMut::from(begun),
+        is_turned_away: false,
     };
     let asked = tokio::select! {
         asked = timeout_at(until, talk.handshake(&mut exchange)) => asked,
@@ -86,7 +87,12 @@ pub(super) async fn speak(
         }
         .into())
     });
-    let Talk { wire, unread, .. } = talk;
+    let Talk {
+        wire,
+        unread,
+        is_turned_away,
+        ..
+    } = talk;
     let behind = unread.freeze();
     let opened = match asked {
         Err(failure) => Err(failure),
@@ -119,7 +125,7 @@ pub(super) async fn speak(
             )
         }
         Err(failure) => {
-            let last = last_word(&failure);
+            let last = last_word(&failure).filter(|_| !is_turned_away);
             let has_left = matches!(failure, Failure::ClientGone { .. });
             if is_reset(&failure)
                 && let Err(error) = wire.abort_on_close()
@@ -153,6 +159,8 @@ struct Talk<'s> {
     wire: &'s mut Wire,
     /// What was read and not looked at. It may hold a password, and is shown nowhere.
     unread: BytesMut,
+    /// The client heard that its name is not taken: nothing may follow (RFC 1929, section 2).
+    is_turned_away: bool,
 }
 
 impl Talk<'_> {
@@ -219,6 +227,7 @@ impl Talk<'_> {
             Ok(()) => self.proxy.check(&credentials, exchange).await,
             Err(refused) => Err(refused),
         };
+        self.is_turned_away = checked.is_err();
         self.say(&[USER_VERSION, u8::from(checked.is_err())])
             .await?;
         checked.map(|()| credentials)
@@ -287,7 +296,6 @@ fn last_word(failure: &Failure) -> Option<Vec<u8>> {
     match failure {
         Failure::Head(HeadError::Socks5(NO_COMMON_METHOD)) => Some(vec![VERSION, NO_METHOD]),
         Failure::Stranger(Stranger::Nameless) => Some(vec![VERSION, NO_METHOD]),
-        // A wrong password was told of already.
         Failure::Stranger(_) | Failure::Head(_) | Failure::ClientGone { .. } => None,
         failure if is_reset(failure) => None,
         // An answer of HTTP means nothing here, and is told by its cause.
