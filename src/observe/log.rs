@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write};
 use std::ops::Deref;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,6 +78,15 @@ impl Sink {
         self.sink().flush().map_err(|error| (written, error))
     }
 
+    /// Whether what it holds ends in the middle of a line, as a full disk leaves a file. What cannot be read is taken to be
+    /// whole.
+    fn is_torn(&self) -> bool {
+        match self {
+            Self::File(path, file) => ends_torn(path, file).unwrap_or(false),
+            Self::Other(_) => false,
+        }
+    }
+
     fn sink(&mut self) -> &mut dyn Write {
         match self {
             Self::File(_, file) => file,
@@ -106,6 +116,17 @@ impl Sink {
 
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn ends_torn(path: &Path, file: &File) -> io::Result<bool> {
+    // A pipe has no end, and would hold us up.
+    let data = file.metadata()?;
+    if !data.is_file() || data.len() == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    File::open(path)?.read_exact_at(&mut last, data.len() - 1)?;
+    Ok(last != *b"\n")
 }
 
 /// A log file that cannot be opened.
@@ -203,10 +224,10 @@ fn write_all(mut sink: Sink, form: Form, desk: &Desk<Held>, is_moved: &AtomicBoo
     let mut batch = Vec::with_capacity(BATCH);
     let mut taken = Vec::new();
     // Whether a line was begun and not ended; how many were lost to a write since one went well, and how many are told.
-    let (mut is_torn, mut failed, mut told) = (false, None, 0);
+    let (mut is_torn, mut failed, mut told) = (sink.is_torn(), None, 0);
     while desk.take(&mut taken) {
         if is_moved.swap(false, Ordering::Acquire) && sink.reopen() {
-            is_torn = false;
+            is_torn = sink.is_torn();
         }
         let mut records = taken.drain(..).peekable();
         while records.peek().is_some() {
@@ -322,6 +343,34 @@ mod tests {
         let line = |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).unwrap();
         let status = |line: serde_json::Value| line["http.response.status_code"].as_u64().unwrap();
         lines.map(line).map(status).collect()
+    }
+
+    #[test]
+    fn a_torn_line_is_ended_before_the_next_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("egress.log");
+        std::fs::write(&path, "{\"torn\": ").unwrap();
+        for status in [200, 201] {
+            let log = Log::to_file(&path, Form::Json).unwrap();
+            log.record(record(status));
+            log.close(Duration::from_secs(10));
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[0], "{\"torn\": ");
+        assert!(
+            lines[1].contains(":200,") && lines[2].contains(":201,"),
+            "{text}"
+        );
+
+        let log = Log::to_file(&path, Form::Json).unwrap();
+        std::fs::write(&path, "torn again").unwrap();
+        log.reopen();
+        log.record(record(202));
+        log.close(Duration::from_secs(10));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("torn again\n{"), "{text}");
     }
 
     #[test]
