@@ -37,7 +37,7 @@ use crate::observe::Observe;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::headers::Via;
-use crate::proxy::pool::{KEPT_SHARE, Pool};
+use crate::proxy::pool::Pool;
 use crate::proxy::quota::Quotas;
 use crate::proxy::respond::Identity;
 use crate::route::world::World;
@@ -49,6 +49,11 @@ use workers::{Beat, Workers};
 
 /// Connections that may be open when nobody says otherwise; fewer where the descriptors do not suffice.
 const DEFAULT_CONNECTIONS: u64 = 10_000;
+
+/// Of the connections that clients may have open, one in so many may be kept unused beside them, for all targets together:
+/// whoever asks many hosts once must not use up the descriptors. Where these are few, one in `LEAST_KEPT_SHARE`.
+const KEPT_SHARE: u64 = 4;
+const LEAST_KEPT_SHARE: u64 = 16;
 
 /// Descriptors for what is no connection: listeners, logs, runtimes, and the pipes of tunnels.
 const SPARE_DESCRIPTORS: u64 = 128 + 2 * MOST_PIPES as u64;
@@ -122,6 +127,12 @@ impl Settings {
 }
 
 impl AdminSettings {
+    /// Whether whoever asks is known for sure: by a token, or by a socket that its owner alone may open. Who holds a
+    /// connection to an address may have been lent it, by anything that relays for its user.
+    pub fn knows_its_users(&self) -> bool {
+        self.token.is_some() || matches!(self.address, AdminAddress::Unix(_))
+    }
+
     /// Nothing tells.
     pub fn off() -> Self {
         Self {
@@ -194,11 +205,23 @@ pub fn connections_as_they_are() -> usize {
 }
 
 fn connections_of(limit: u64) -> u64 {
+    // Two for each, and its share of those that are kept.
+    let share = LEAST_KEPT_SHARE;
+    (descriptors_of(limit) * share / (2 * share + 1)).clamp(1, DEFAULT_CONNECTIONS)
+}
+
+/// How many descriptors a limit of open files leaves for connections.
+fn descriptors_of(limit: u64) -> u64 {
     let workers = workers::count().get() as u64;
     let spare = (SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_OF_WORKER * workers).min(limit / 4);
-    // Two for each, and its share of those that are kept.
-    let share = KEPT_SHARE as u64;
-    (limit.saturating_sub(spare) * share / (2 * share + 1)).clamp(1, DEFAULT_CONNECTIONS)
+    limit.saturating_sub(spare)
+}
+
+/// How many connections may be kept for later requests where clients may have so many open.
+fn kept_beside(connections: u64) -> u64 {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let left = descriptors_of(limit).saturating_sub(connections.saturating_mul(2));
+    left.clamp(connections / LEAST_KEPT_SHARE, connections / KEPT_SHARE)
 }
 
 /// The program, serving.
@@ -388,7 +411,8 @@ fn snapshot(
 ) -> Snapshot {
     let allow_from = settings.allow_from.clone();
     let users = settings.users.as_ref();
-    let pools = Pool::of_workers(workers, connections(settings));
+    let kept = kept_beside(u64::try_from(connections(settings)).unwrap_or(u64::MAX));
+    let pools = Pool::of_workers(workers, usize::try_from(kept).unwrap_or(usize::MAX));
     Snapshot::new(policy, allow_from, users, resolver, pools, before, world)
 }
 

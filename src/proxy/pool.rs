@@ -26,10 +26,6 @@ const KEPT: Duration = Duration::from_secs(50);
 /// Unused connections kept for one route and target.
 const KEPT_EACH: usize = 512;
 
-/// Of the connections that clients may have open, one in so many may be kept unused beside them, for all targets together:
-/// whoever asks many hosts once must not use up the descriptors.
-pub const KEPT_SHARE: usize = 4;
-
 /// A route, and who was asked for the target's name where a rule says so: others may know it elsewhere.
 pub type Way = (RouteId, Option<AskId>);
 
@@ -99,9 +95,9 @@ struct Idle {
 }
 
 impl Pool {
-    /// One for each worker, of a process that lets clients open so many connections.
-    pub fn of_workers(workers: usize, connections: usize) -> Vec<Arc<Self>> {
-        let most = (connections / KEPT_SHARE / workers.max(1)).max(1);
+    /// One for each worker, of a process that keeps so many connections in all.
+    pub fn of_workers(workers: usize, kept: usize) -> Vec<Arc<Self>> {
+        let most = (kept / workers.max(1)).max(1);
         let pool = || {
             Arc::new(Self {
                 most,

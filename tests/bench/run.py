@@ -207,7 +207,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         proxy = Proxy(os.path.abspath(args.binary), folder)
         try:
-            most = max(100, min(9000, hard // 2 - 500, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500))
+            most = max(100, min(9000, hard // 2 - 800, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500))
             empty, told = idle(proxy, target, sorted({most // 9, most // 3, most}))
             rows = []
             # The first rounds warm up what is measured.
