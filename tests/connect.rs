@@ -643,6 +643,36 @@ fn every_spelling_of_an_address_that_is_taken_is_recorded_in_one_form() {
 }
 
 #[test]
+fn a_head_that_is_cut_in_its_middle_leaves_a_record() {
+    let mut proxy = Proxy::start(
+        "version: 1\nserver: {drain_timeout: 200ms}\nrules: []\ndefault: {direct: true}\n",
+    );
+    let kept = Origin::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let (fresh, used) = (proxy.connect(), proxy.connect());
+    wire::send(
+        &used,
+        format!(
+            "GET http://{0}/ HTTP/1.1\r\nHost: {0}\r\n\r\n",
+            kept.address
+        ),
+    );
+    assert_eq!(wire::status(&wire::read_head(&used)), 204);
+    check!(&proxy.record(), "event.outcome": "success");
+    for client in [&fresh, &used] {
+        wire::send(client, "GET / HT");
+    }
+    // It is seen that they have begun.
+    thread::sleep(Duration::from_millis(50));
+    proxy.signal(Signal::SIGTERM);
+    let (status, records) = proxy.ended();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(records.len(), 2, "{records:?}");
+    for record in &records {
+        check!(record, "event.outcome": "unknown", "error.type": "proxy.shutdown", "egress.phase": "client");
+    }
+}
+
+#[test]
 fn a_connection_that_has_not_asked_yet_is_not_waited_for() {
     let mut proxy = Proxy::start(DIRECT);
     let descriptors = || Holdings::of(proxy.pid()).descriptors;

@@ -183,16 +183,20 @@ async fn speak(
     // What is left of a request is dropped here, and says so in its record.
     let parts = connection.into_parts();
     let (wire, behind) = (parts.io.into_inner().into_wire(), parts.read_buf);
-    (next(ended, &caller, &shared, behind), wire)
+    (next(ended, is_closing, &caller, &shared, behind), wire)
 }
 
-/// What is to be done when HTTP has ended so; `behind` was read and is no part of a request.
-fn next(ended: Ended, caller: &Caller, shared: &Shared, behind: Bytes) -> Next {
+/// What is to be done when HTTP has ended so, while the process takes no new requests or not; `behind` was read and is no
+/// part of a request.
+fn next(ended: Ended, is_closing: bool, caller: &Caller, shared: &Shared, behind: Bytes) -> Next {
+    let has_begun = !shared.learned().first.0.is_empty();
+    let shutdown = Failure::Shutdown {
+        phase: Phase::Client,
+    };
     let failure = match ended {
-        Ended::Cut => return Next::Drop,
-        Ended::Closing => Some(Failure::Shutdown {
-            phase: Phase::Client,
-        }),
+        // A request that was open has its record.
+        Ended::Cut if !has_begun => return Next::Drop,
+        Ended::Cut | Ended::Closing => Some(shutdown),
         Ended::Left | Ended::Http(_) if shared.learned().socks.is_some() => {
             let begun = shared.learned().socks.take();
             return Next::Socks(begun.unwrap_or_default());
@@ -201,6 +205,10 @@ fn next(ended: Ended, caller: &Caller, shared: &Shared, behind: Bytes) -> Next {
         Ended::Http(result) => {
             if let Some(tunnel) = caller.take_tunnel() {
                 return Next::Tunnel(tunnel, behind);
+            }
+            // Behind an answer HTTP waits for no head that has only begun.
+            if is_closing && has_begun && result.is_ok() {
+                return Next::Refuse(shutdown);
             }
             head_error(&mut shared.learned(), Some(result), &behind)
         }

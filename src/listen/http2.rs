@@ -228,8 +228,9 @@ pub(super) async fn serve(
             let now = Instant::now();
             let next = match streams.idle_since() {
                 None => now + keepalive,
-                Some(_) if is_closing || !streams.has_begun() => return Poll::Ready(Ended::Idle),
+                Some(_) if !streams.has_begun() => return Poll::Ready(Ended::Idle),
                 Some(since) if now < since + keepalive => since + keepalive,
+                Some(_) if is_closing => return Poll::Ready(Ended::Idle),
                 Some(_) => {
                     is_closing = true;
                     connection.as_mut().graceful_shutdown();
