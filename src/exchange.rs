@@ -347,35 +347,37 @@ impl Exchange {
 
     /// Ends well.
     pub fn finish(mut self) {
-        self.close(None, None);
+        self.close(None, None, Instant::now());
     }
 
     /// Ends with the origin's own answer, which is a failure from 400 on.
     pub fn finish_answered(mut self) {
         match self.open_ref().request.status {
-            Some(status @ 400..) => self.close_failed(&OriginError::Status(status).into()),
-            _ => self.close(None, None),
+            Some(status @ 400..) => {
+                self.close_failed(&OriginError::Status(status).into(), Instant::now());
+            }
+            _ => self.close(None, None, Instant::now()),
         }
     }
 
     /// Ends badly.
     pub fn fail(mut self, failure: &Failure) {
-        self.close_failed(failure);
+        self.close_failed(failure, Instant::now());
     }
 
-    /// Ends as a tunnel ended.
-    pub fn end(mut self, ending: Box<Ending>) {
+    /// Ends as a tunnel ended, at that moment: what it was about may have been found out later.
+    pub fn end(mut self, ending: Box<Ending>, at: Instant) {
         let failure = Failure::Tunnel(ending);
         let cause = classify(&failure);
         if let (true, Failure::Tunnel(ending)) = (cause.is_success(), &failure) {
             evidence::tell(ending, self.open_mut().record());
-            self.close(Some(cause), None);
+            self.close(Some(cause), None, at);
         } else {
-            self.close_failed(&failure);
+            self.close_failed(&failure, at);
         }
     }
 
-    fn close_failed(&mut self, failure: &Failure) {
+    fn close_failed(&mut self, failure: &Failure, at: Instant) {
         let told = failure.told();
         if let Failure::Denied(denied) = told {
             let record = self.open_mut().record();
@@ -404,11 +406,16 @@ impl Exchange {
             offender: icmp.offender,
         });
         let told = (chain(failure), Some(failure.hint()));
-        self.close(Some(classify(failure)), Some(told));
+        self.close(Some(classify(failure)), Some(told), at);
     }
 
     /// Emits the record; `told` is the message and the hint where they are not the cause's own.
-    fn close(&mut self, cause: Option<Cause>, told: Option<(String, Option<Cow<'static, str>>)>) {
+    fn close(
+        &mut self,
+        cause: Option<Cause>,
+        told: Option<(String, Option<Cow<'static, str>>)>,
+        at: Instant,
+    ) {
         let Some(mut open) = self.0.take() else {
             return;
         };
@@ -426,7 +433,7 @@ impl Exchange {
         // Whoever reads the record finds the place free.
         drop(held);
         let mut story = trail.into_story();
-        let took = started.elapsed();
+        let took = at - started;
         record.end = record.start + jiff::SignedDuration::try_from(took).unwrap_or_default();
         record.duration_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         record.total_ms = millis(took);
@@ -495,7 +502,7 @@ impl Drop for Exchange {
                 how: Departure::Rst,
             }
         };
-        self.close_failed(&failure);
+        self.close_failed(&failure, Instant::now());
     }
 }
 

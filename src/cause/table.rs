@@ -467,7 +467,7 @@ causes! {
         "the client's FIN came first",
         "the client ended the tunnel";
     CloseServerFin: "close.server_fin", Origin, None, Certain, None,
-        "the server's FIN came first",
+        "the server ended in order, and the client had all that it said",
         "the server ended the tunnel";
     CloseBoth: "close.both", Unknown, None, Certain, None,
         "both FINs came at once",

@@ -29,11 +29,11 @@ use crate::snapshot::Snapshot;
 use crate::target::{Host, Target};
 use crate::timeouts::{HALF_CLOSED_IDLE, Timeouts};
 use crate::tls::flight::{Flight, Stage};
-use crate::tls::ledger::Facts;
+use crate::tls::ledger::{Facts, is_alert};
 use crate::tls::trust::{Judgement, Roots};
 
 /// How long the end of a server is waited for whose client has reset.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Fatal alerts (RFC 8446, section 6.2): policy refuses; no hop served.
 const ACCESS_DENIED: u8 = 49;
@@ -181,7 +181,7 @@ impl Provisional<'_> {
             INTERNAL_ERROR
         };
         if let Failure::Tunnel(ending) = failure {
-            self.exchange.end(ending);
+            self.exchange.end(ending, Instant::now());
         } else {
             self.exchange.fail(&failure);
         }
@@ -314,6 +314,7 @@ impl Standing {
                     Failure::Killed
                 });
             };
+            let at = Instant::now();
             let is_served = end.server == Close::Local && !end.waiting.server_to_answer;
             let end = if matches!(end.reason, Reason::ClientReset(_)) && is_served {
                 // In a box: it is seldom, and an idle tunnel has no room for it.
@@ -335,7 +336,7 @@ impl Standing {
             if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
                 ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
             }
-            exchange.end(ending);
+            exchange.end(ending, at);
         }
     }
 }
@@ -344,13 +345,12 @@ impl Standing {
 /// most. Where both close at once, as behind the answer to a request with `Connection: close`, the server's last word of TLS
 /// meets a client that has closed, whose kernel resets.
 async fn behind_reset(end: End, server: &mut Wire) -> End {
-    let mut word = [0; LAST_WORD];
     let ends = async {
-        let mut said = 0;
+        let mut word = Vec::with_capacity(LAST_WORD + 1);
         loop {
-            match server.read(&mut word).await {
-                Ok(0) => return Close::Fin,
-                Ok(count) if said + count <= LAST_WORD => said += count,
+            match server.read_buf(&mut word).await {
+                Ok(0) if word.is_empty() || is_alert(&word) => return Close::Fin,
+                Ok(1..) if word.len() <= LAST_WORD => {}
                 Ok(_) | Err(_) => return end.server,
             }
         }

@@ -36,6 +36,16 @@ const ALERT_1_3: usize = 19;
 /// An encrypted Finished of TLS 1.3, with SHA-256 and with SHA-384.
 const FINISHED_1_3: [usize; 2] = [53, 69];
 
+/// Whether these bytes are one alert and no more, as a server says it before it ends: by its type, or, where TLS 1.3 hides
+/// that, by its length.
+pub fn is_alert(bytes: &[u8]) -> bool {
+    let [kind, 3, _, high, low, body @ ..] = bytes else {
+        return false;
+    };
+    let len = usize::from(u16::from_be_bytes([*high, *low]));
+    body.len() == len && (*kind == ALERT || *kind == APPLICATION_DATA && len == ALERT_1_3)
+}
+
 /// How far a handshake came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {

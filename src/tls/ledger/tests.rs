@@ -316,3 +316,21 @@ proptest! {
         prop_assert!(facts.chain.len() < 100);
     }
 }
+
+#[test]
+fn one_whole_alert_is_told_from_anything_else() {
+    let sealed = |kind: u8, len: u8| [&[kind, 3, 3, 0, len][..], &vec![7; len.into()]].concat();
+    for (bytes, expected) in [
+        (vec![21, 3, 3, 0, 2, 1, 0], true),
+        (sealed(21, 26), true),
+        (sealed(23, 19), true),
+        (sealed(23, 40), false),
+        (sealed(22, 19), false),
+        ([sealed(23, 19), sealed(23, 19)].concat(), false),
+        (sealed(23, 19)[..20].to_vec(), false),
+        (b"the end of an answer".to_vec(), false),
+        (Vec::new(), false),
+    ] {
+        assert_eq!(is_alert(&bytes), expected, "{bytes:?}");
+    }
+}
