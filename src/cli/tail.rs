@@ -98,8 +98,8 @@ async fn follow(proxy: &Asked, args: &TailArgs, print: &Print) -> Result<u8, Ask
         let records = told.get_mut("records").and_then(Value::as_array_mut);
         // The newest comes first.
         for record in records.into_iter().flatten().rev() {
-            if print.event("record", &record.to_string()).is_err() {
-                return Ok(0);
+            if let Err(error) = print.event("record", &record.to_string()) {
+                return Ok(unprinted(&error));
             }
             before.extend(id(record));
         }
@@ -126,13 +126,19 @@ async fn follow(proxy: &Asked, args: &TailArgs, print: &Print) -> Result<u8, Ask
                 continue;
             }
             if let Err(error) = print.event(&name, &data) {
-                if error.kind() != io::ErrorKind::BrokenPipe {
-                    say!("error: write to standard output: {error}");
-                }
-                return Ok(0);
+                return Ok(unprinted(&error));
             }
         }
     }
+}
+
+/// The end where nothing can be printed: well, where the reader has seen enough.
+fn unprinted(error: &io::Error) -> u8 {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return 0;
+    }
+    say!("error: write to standard output: {error}");
+    exit::FAILED
 }
 
 fn id(record: &Value) -> Option<String> {
