@@ -100,13 +100,16 @@ pub struct Options {
     pub now: Timestamp,
 }
 
-/// What becomes of secrets that cannot be had.
+/// What becomes of the secrets that a policy names, where they cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     /// They are errors: the policy is about to run.
     Needed,
     /// They are warnings: the policy is only looked at, maybe on another machine.
     Wanted,
+    /// None is fetched, and each is an error: it is not sure who gave the policy, and whoever names a secret may send it
+    /// anywhere, or run a program for it.
+    Withheld,
 }
 
 impl Options {

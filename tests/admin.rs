@@ -367,6 +367,46 @@ fn a_policy_is_applied_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_policy_that_comes_without_a_token_names_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("ran");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let naming = |place: &str| {
+        json!({"policy": format!(
+            "version: 1\nupstreams: {{corp: {{url: 'http://127.0.0.1:9', auth: {{username: {{env: HOME}}, \
+             password: {place}}}}}}}\nrules: []\ndefault: {{via: corp}}\n"
+        )})
+    };
+    let command = format!("{{command: [touch, {}]}}", mark.display());
+    let file = format!("{{file: {}}}", secret.display());
+    let put = |at: SocketAddr, fields: &str, place: &str| {
+        let fields = format!("if-match: *\r\n{fields}");
+        send(at, "PUT", "/v1/policy", &fields, &naming(place))
+    };
+    let (proxy, at) = start(POLICY);
+    for place in [&command, &file, "{env: PATH}"] {
+        let (status, told) = put(at, "", place);
+        assert_eq!(status, 422, "{place}: {told}");
+        assert_eq!(told["diagnostics"].as_array().unwrap().len(), 2, "{told}");
+        let help = told["diagnostics"][1]["help"].as_str().unwrap();
+        assert!(help.contains("--admin-token-file"), "{help}");
+    }
+    assert!(!mark.exists());
+    drop(proxy);
+    let proxy = admin::with_admin(Proxy::under(POLICY))
+        .env("ROUTECAUSE_ADMIN_TOKEN", "open-sesame")
+        .start();
+    let (status, told) = put(
+        admin::address(&proxy),
+        "authorization: Bearer open-sesame\r\n",
+        &file,
+    );
+    assert_eq!(status, 200, "{told}");
+}
+
+#[test]
 fn the_policy_at_work_explains_itself() {
     let (_proxy, at) = start(POLICY);
     let told = get(at, "/v1/explain?target=http://closed.test/");
@@ -720,6 +760,10 @@ fn tail_prints_the_records_that_were_asked_for() {
     line.clear();
     late.1.read_line(&mut line).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), again);
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut stuck = command(at, &["tail", "-n", "1"]);
+    stuck.stdout(full.unwrap()).stderr(Stdio::null());
+    assert_eq!(stuck.status().unwrap().code(), Some(1));
     // Two are told to end; the other sees the proxy's end.
     for child in [&mut people.0, &mut late.0] {
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());

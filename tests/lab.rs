@@ -143,6 +143,19 @@ fn faults_come_and_go_while_it_runs_and_tell_what_they_struck() {
         ("201", &0.into()),
         "{added}"
     );
+    let (_, code, _) = run(Command::new("curl")
+        .args([
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--noproxy",
+            "",
+        ])
+        .args(["-x", scene.greeting["proxy_url"].as_str().unwrap()])
+        .arg(format!("{admin}/v1/faults")));
+    assert_eq!(code, "508", "no client comes to it through the proxy");
     let one = format!("faults/{}", added["id"]);
     let results = [(); 3].map(|()| scene.curl(&["http://api.lab.test/"]).0);
     assert_eq!(results, [false, false, true]);

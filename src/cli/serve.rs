@@ -297,9 +297,13 @@ async fn serve(
 }
 
 fn load(source: &Source, args: &ServeArgs, env: &Environment) -> Result<Loaded, Report> {
+    config::load(source, env, &options(args))
+}
+
+fn options(args: &ServeArgs) -> Options {
     let mut options = Options::serve(Timestamp::now());
     options.listen.clone_from(&args.listen);
-    config::load(source, env, &options)
+    options
 }
 
 /// Flags and environment first, then the policy's `server` key, then the defaults.

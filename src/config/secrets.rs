@@ -115,7 +115,9 @@ pub(super) fn tell(
 ) {
     let refuses = "`serve` refuses to start without it";
     match (secrets, error.help) {
-        (Secrets::Needed, help) => findings.error(place, error.message).help = help,
+        (Secrets::Needed | Secrets::Withheld, help) => {
+            findings.error(place, error.message).help = help
+        }
         (Secrets::Wanted, Some(help)) => {
             let help = format!("{help}: {refuses}");
             findings.warn(place, error.message).with_help(help);

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use super::StartError;
 use super::toxiproxy::{Answer, Refusal, answer, read};
 use super::world::{ADDRESS, World};
-use crate::admin::{self, Admin, Bench, Diary, Linted, Station};
+use crate::admin::{self, Admin, Bench, Bound, Diary, Linted, Station};
 use crate::app::{AdminSettings, App};
 use crate::config::{self, AdminAddress, Environment, Listener, Source};
 use crate::observe::board::Board;
@@ -101,17 +101,22 @@ pub(super) struct Scene {
     pub(super) environment: Environment,
 }
 
-/// Serves in front of a proxy until what it gives is dropped.
-pub(super) fn serve(app: &App, scene: Scene) -> Result<(SocketAddr, Admin), StartError> {
+/// Listens where a test will ask, before there is a proxy: that is to know the place, and to lead nobody there.
+pub(super) fn bind(environment: &Environment) -> Result<(Bound, SocketAddr), StartError> {
     let settings = AdminSettings {
         address: AdminAddress::Tcp(SocketAddr::new(ADDRESS, 0)),
         ..AdminSettings::off()
     };
-    let bound = admin::bind(&settings, &scene.environment).map_err(io::Error::other)?;
-    let bound = bound.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
-    let AdminAddress::Tcp(address) = *bound.address() else {
-        unreachable!("it was bound to an address");
-    };
+    let bound = admin::bind(&settings, environment).map_err(io::Error::other)?;
+    let at = bound.and_then(|bound| {
+        let address = bound.address().socket()?;
+        Some((bound, address))
+    });
+    at.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable).into())
+}
+
+/// Serves in front of a proxy until what it gives is dropped.
+pub(super) fn serve(bound: Bound, app: &App, scene: Scene) -> Result<Admin, StartError> {
     let places = app.places().iter().cloned().enumerate();
     // Nobody hears: a lab's policy stays as it is.
     let (keeper, _) = mpsc::channel(1);
@@ -132,8 +137,7 @@ pub(super) fn serve(app: &App, scene: Scene) -> Result<(SocketAddr, Admin), Star
         lint: Linted::default(),
         lab: Some(scene.world.clone()),
     };
-    let admin = bound.serve(station, router(scene.world))?;
-    Ok((address, admin))
+    Ok(bound.serve(station, router(scene.world))?)
 }
 
 async fn list(State(world): State<Arc<World>>) -> Response {

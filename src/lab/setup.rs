@@ -267,7 +267,8 @@ async fn begin(setup: Setup, tasks: &TaskTracker) -> Result<(App, Admin, Begun),
     let shown: Arc<dyn Observe> = board.clone();
     let then = iter::once(shown).chain(setup.observer);
     let kept = Arc::new(Records::new(then.collect()));
-    let app = start_proxy(listen, policy, roots, &world, &kept)?;
+    let (bound, control) = control::bind(&setup.environment)?;
+    let app = start_proxy(listen, control, policy, roots, &world, &kept)?;
     let proxy = app.addresses().first().copied().unwrap_or(listen);
     let scene = control::Scene {
         world: world.clone(),
@@ -275,7 +276,7 @@ async fn begin(setup: Setup, tasks: &TaskTracker) -> Result<(App, Admin, Begun),
         source,
         environment: setup.environment,
     };
-    let (control, admin) = control::serve(&app, scene)?;
+    let admin = control::serve(bound, &app, scene)?;
     let mut toxiproxy = None;
     if let Some(address) = setup.toxiproxy {
         let listener = TcpListener::bind(address).await;
@@ -345,6 +346,7 @@ fn receive(
 
 fn start_proxy(
     listen: SocketAddr,
+    control: SocketAddr,
     policy: Policy,
     roots: Roots,
     world: &Arc<World>,
@@ -358,7 +360,7 @@ fn start_proxy(
     let app = App::start(
         bound,
         &settings,
-        None,
+        Some(control),
         policy,
         &Resolver::from_system().trusting(roots),
         kept.clone(),

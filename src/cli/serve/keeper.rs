@@ -7,11 +7,11 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use super::args::ServeArgs;
-use super::{MOST_ROUNDS, Signals, load, settings, warn_of_faults};
+use super::{MOST_ROUNDS, Signals, load, options, settings, warn_of_faults};
 use crate::app::reload::{Answer, Refused, Standing, Watch, Wish};
 use crate::app::{App, Settings, StartError, systemd};
 use crate::config::env::Environment;
-use crate::config::{Diagnostic, Loaded, Source, Told};
+use crate::config::{self, Diagnostic, Loaded, Secrets, Source, Told};
 use crate::observe::board::Board;
 use crate::observe::log::Log;
 
@@ -158,7 +158,11 @@ impl Keeper<'_> {
             name: "policy".to_owned(),
             text,
         };
-        let loaded = load(&source, self.args, self.env).map_err(|report| {
+        let mut options = options(self.args);
+        if !self.settings.admin.knows_its_users() {
+            options.secrets = Secrets::Withheld;
+        }
+        let loaded = config::load(&source, self.env, &options).map_err(|report| {
             self.count(false);
             Refused::Bad(report)
         })?;

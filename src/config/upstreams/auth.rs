@@ -201,6 +201,13 @@ fn fetch(
     findings: &mut Findings<'_>,
 ) -> Option<Credential> {
     let needed = context.secrets?;
+    if needed == Secrets::Withheld {
+        let message = "no secret is fetched for a policy that comes over HTTP without a token";
+        let help =
+            "set --admin-token-file, or put the admin listener at a socket with --admin unix:PATH";
+        findings.error(at.place, message).with_help(help);
+        return None;
+    }
     let (found, source) = match &at.value {
         SecretRef::Env(name) => (of_variable(name, context), Source::Fixed),
         SecretRef::File(path) => {
@@ -218,7 +225,9 @@ fn fetch(
             }
             let found = match needed {
                 Secrets::Needed => secrets::of_program(&line),
-                Secrets::Wanted => is_program(&line, context).map(|()| Secret::new(String::new())),
+                Secrets::Wanted | Secrets::Withheld => {
+                    is_program(&line, context).map(|()| Secret::new(String::new()))
+                }
             };
             (found, Source::Command(line))
         }
