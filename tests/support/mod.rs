@@ -12,6 +12,7 @@ pub mod needs;
 pub mod netns;
 pub mod origin;
 pub mod process;
+pub mod scene;
 pub mod schema;
 pub mod squid;
 pub mod strict;
