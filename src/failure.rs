@@ -242,6 +242,9 @@ pub enum MalformedAnswer {
     /// The parser's word.
     #[error(transparent)]
     Parse(hyper::Error),
+    /// How it begins, escaped.
+    #[error("it begins {0}")]
+    Begins(String),
     /// Nobody had asked for anything yet.
     #[error("bytes came before the request was sent")]
     Unasked,

@@ -22,6 +22,9 @@ use trace::Trace;
 /// The name and version of the record's form.
 pub const SCHEMA: &str = "routecause.record/1";
 
+/// The field of an answer that names its record.
+pub const FIELD: &str = "x-routecause-record";
+
 /// What became of one request, or of one connection that never carried one.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(title = "routecause.record/1")]

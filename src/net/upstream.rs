@@ -1,6 +1,7 @@
 //! Opens a tunnel through an upstream proxy that speaks HTTP/1.1, and keeps what it says if it refuses.
 
 pub mod auth;
+mod head;
 pub mod http2;
 pub mod proxy_protocol;
 mod reply;
@@ -10,28 +11,24 @@ pub mod tls;
 use std::io;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body::Body;
 use http_body_util::BodyExt as _;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use self::auth::AuthError;
-pub use self::reply::{Reply, Reported};
+pub use self::head::ask;
+use self::head::{exchange, lost, read_some};
+pub use self::reply::{Reply, Reported, is_refusal};
 use self::socks::SocksError;
 use crate::secret::Secret;
 use crate::target::Target;
 use crate::timeouts::Brief;
 
-/// The longest head of a reply, in bytes.
+/// The longest head of a reply to CONNECT, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
-
-/// The most fields of a reply's head.
-const MAX_FIELDS: usize = 100;
-
-/// So many interim replies (1xx) are skipped before one CONNECT's answer.
-const MAX_INTERIM: usize = 32;
 
 /// So much of a refusal's body is read, in bytes: behind the styles of an error page stands its text.
 const MAX_BODY: usize = 8 * 1024;
@@ -139,17 +136,8 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Tunnel, UpstreamError> {
     let request =
         request(target, credentials, via).map_err(|source| UpstreamError::Io { source })?;
-    let begun = Instant::now();
     let mut buffer = BytesMut::new();
-    let mut reply = timeout_at(begun + limit, async {
-        // A proxy may refuse and close before it has read: its answer is worth more than the error.
-        let unsent = socket.write_all(&request).await.err();
-        read_reply(socket, &mut buffer, unsent).await
-    })
-    .await
-    .map_err(|_| UpstreamError::NoReply {
-        after: begun.elapsed(),
-    })??;
+    let mut reply = exchange(socket, &request, &mut buffer, MAX_HEAD, limit).await?;
     if reply.status.is_success() {
         return Ok(Tunnel {
             status: reply.status,
@@ -215,94 +203,16 @@ fn request(
     Ok(text.into_bytes())
 }
 
-/// Reads up to the end of the first head that is not interim and takes it out of `buffer`.
-async fn read_reply<S: AsyncRead + Unpin>(
-    socket: &mut S,
-    buffer: &mut BytesMut,
-    mut unsent: Option<io::Error>,
-) -> Result<Reply, UpstreamError> {
-    let mut interim = 0;
-    loop {
-        match parse(buffer)? {
-            Some((reply, len)) => {
-                buffer.advance(len);
-                // 101 is no interim reply: nothing else would follow.
-                if !reply.status.is_informational()
-                    || reply.status == StatusCode::SWITCHING_PROTOCOLS
-                {
-                    return Ok(reply);
-                }
-                interim += 1;
-                if interim > MAX_INTERIM {
-                    return Err(UpstreamError::HeadTooLarge);
-                }
-            }
-            None if buffer.len() >= MAX_HEAD => return Err(UpstreamError::HeadTooLarge),
-            None => match (read_some(socket, buffer, MAX_HEAD).await, unsent.take()) {
-                (Ok(0), None) => return Err(UpstreamError::Closed),
-                (Ok(0), Some(source)) | (Err(source), _) => return Err(lost(source)),
-                (Ok(_), earlier) => unsent = earlier,
-            },
-        }
-    }
-}
-
-/// Reads once, up to `max` bytes in the buffer altogether; 0 at the end.
-async fn read_some<S: AsyncRead + Unpin>(
-    socket: &mut S,
-    buffer: &mut BytesMut,
-    max: usize,
-) -> io::Result<usize> {
-    let room = max.saturating_sub(buffer.len());
-    buffer.reserve(room.min(4096));
-    socket.read_buf(&mut buffer.limit(room)).await
-}
-
-fn lost(source: io::Error) -> UpstreamError {
-    if source.kind() == io::ErrorKind::ConnectionReset || source.raw_os_error() == Some(libc::EPIPE)
-    {
-        UpstreamError::Reset { source }
-    } else if source.kind() == io::ErrorKind::BrokenPipe {
-        // What an in-memory stream says when its other end was dropped.
-        UpstreamError::Closed
-    } else {
-        UpstreamError::Io { source }
-    }
-}
-
-/// Parses a head at the start of `bytes`: what it says and how long it is; `None` while it is partial.
-fn parse(bytes: &[u8]) -> Result<Option<(Reply, usize)>, UpstreamError> {
-    let malformed = || UpstreamError::MalformedReply {
-        first: bytes
-            .chunks(64)
-            .next()
-            .unwrap_or_default()
-            .escape_ascii()
-            .to_string(),
-    };
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut head = httparse::Response::new(&mut fields);
-    match head.parse(bytes) {
-        Ok(httparse::Status::Complete(len)) => {
-            let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
-            let status = status.ok_or_else(malformed)?;
-            Ok(Some((Reply::new(status, &head), len)))
-        }
-        Ok(httparse::Status::Partial) => Ok(None),
-        Err(httparse::Error::TooManyHeaders) => Err(UpstreamError::HeadTooLarge),
-        Err(_) => Err(malformed()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
     use std::task::Poll;
 
     use proptest::prelude::*;
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::runtime::Builder;
 
+    use super::head::{MAX_FIELDS, MAX_INTERIM};
     use super::*;
     use crate::net::socket::tests::pair;
 

@@ -18,13 +18,12 @@ use super::introduce::{Introduction, KEPT};
 use super::patience::Alarm;
 use super::pool::{Lease, Pool};
 use super::replay::Copy;
-use super::respond::RECORD;
 use super::upload::{Outgoing, Upload};
 use crate::cause::Phase;
 use crate::exchange::{Exchange, Trail};
 use crate::failure::{Failure, MalformedAnswer, OriginError, classify};
 use crate::net::socket::reset_behind;
-use crate::net::upstream::UpstreamError;
+use crate::net::upstream::{UpstreamError, is_refusal};
 use crate::policy::RouteId;
 use crate::route::chain::{Link, Rest};
 use crate::route::health::Health;
@@ -352,8 +351,7 @@ impl Errand<'_> {
 
 /// Who refuses in an answer that is not passed on.
 pub(super) enum Refusal {
-    /// The upstream: squid and we ourselves sign the refusals and errors that are our own. `Proxy-Status` alone does not tell,
-    /// since whoever stands before an origin sends it too.
+    /// The upstream.
     Upstream(Arc<str>),
     /// The origin asks for a proxy's credentials: the client would send us, or whoever asks, the wrong ones.
     Origin,
@@ -367,9 +365,8 @@ pub(super) fn refusal(response: &Response<Incoming>, form: &Form) -> Option<Refu
             (status == StatusCode::PROXY_AUTHENTICATION_REQUIRED).then_some(Refusal::Origin)
         }
         Form::Absolute { upstream, .. } => {
-            let is_refusal = matches!(status.as_u16(), 403 | 429 | 451 | 500..);
-            let is_signed = headers.contains_key("x-squid-error") || headers.contains_key(RECORD);
-            (is_refusal && is_signed).then(|| Refusal::Upstream(upstream.clone()))
+            let is_own = is_refusal(status, |name| headers.contains_key(name));
+            is_own.then(|| Refusal::Upstream(upstream.clone()))
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::failure::staged::{Staged, With};
 use crate::failure::{Exhausted, Failure, chain, classify};
 use crate::memory::{Earlier, reminded};
 use crate::net::upstream::UpstreamError;
+use crate::record::FIELD;
 use crate::tls::handshake::HandshakeError;
 
 /// Names of ours in what the client reads.
@@ -36,7 +37,7 @@ pub type Whole = Response<Bytes>;
 /// The `Proxy-Status` field (RFC 9209).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// The field with the record's id.
-pub const RECORD: HeaderName = HeaderName::from_static("x-routecause-record");
+pub const RECORD: HeaderName = HeaderName::from_static(FIELD);
 const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
 /// A reason phrase is kept below this, since some clients cut their message there.

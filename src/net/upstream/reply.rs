@@ -2,6 +2,8 @@
 
 use http::StatusCode;
 
+use crate::record::FIELD;
+
 /// So much of a body's text is kept, in characters.
 const MAX_TEXT: usize = 2048;
 
@@ -25,6 +27,8 @@ pub struct Reply {
     pub auth_schemes: Vec<String>,
     /// The lines of `Proxy-Authenticate` as they came, for whoever answers them.
     pub(super) challenges: Vec<String>,
+    /// Whether it is the upstream's own refusal, where a plain request was asked.
+    pub is_refusal: bool,
     /// Whether another request can follow on the same connection.
     pub is_reusable: bool,
     /// `Location`.
@@ -65,6 +69,12 @@ struct Framing {
     /// The connection stays open behind the reply.
     is_kept: bool,
     is_coded: bool,
+}
+
+/// Whether an answer to a plain request is the upstream's own refusal: squid and we ourselves sign those that are our own.
+/// `Proxy-Status` alone does not tell, since whoever stands before an origin sends it too.
+pub fn is_refusal(status: StatusCode, has: impl Fn(&str) -> bool) -> bool {
+    matches!(status.as_u16(), 403 | 429 | 451 | 500..) && (has("x-squid-error") || has(FIELD))
 }
 
 /// A word of an error page. Of a URL only scheme and host are kept: its path or query may hold a token.
@@ -128,6 +138,7 @@ impl Reply {
                 .iter()
                 .map(|line| String::from_utf8_lossy(line).into_owned())
                 .collect(),
+            is_refusal: is_refusal(status, |name| !values(name).is_empty()),
             is_reusable: false,
             location: joined("location"),
             body: String::new(),
