@@ -45,7 +45,8 @@ pub(in crate::cli) struct DoctorArgs {
     /// Print JSON: the verdict, and all that was seen.
     #[arg(long)]
     pub(in crate::cli) json: bool,
-    /// A host that works, near to the target or to you, with its port where that is not 443; may be repeated.
+    /// A host that works, near to the target or to you, with its port where that is not 443, or 80 for http://; may be
+    /// repeated.
     #[arg(
         long,
         value_name = "HOST",
@@ -93,7 +94,7 @@ pub(in crate::cli) struct DoctorArgs {
 }
 
 /// Hosts that answer to anybody, where nobody names others.
-const CONTROLS: [&str; 2] = ["example.com:443", "www.iana.org:443"];
+const CONTROLS: [&str; 2] = ["example.com", "www.iana.org"];
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -294,11 +295,25 @@ fn without_user(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
-/// Whether something else is wanted than `/`.
-fn wants_path(url: &str) -> bool {
+/// What a URL says behind its host: the path, and the query where it has one.
+fn path_of(url: &str) -> (String, Option<&str>) {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let path = rest.find(['/', '?']).and_then(|at| rest.get(at..));
-    path.is_some_and(|path| path.split('#').next() != Some("/"))
+    let whole = rest.split('#').next().unwrap_or(rest);
+    let (whole, query) = match whole.split_once('?') {
+        Some((whole, query)) => (whole, Some(query)),
+        None => (whole, None),
+    };
+    let path = whole.find('/').and_then(|at| whole.get(at..));
+    let mut written = String::new();
+    // A blank, or a line end, would make something else of the request.
+    for byte in path.unwrap_or("/").bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&byte) {
+            written.push(byte.into());
+        } else {
+            let _ = write!(written, "%{byte:02X}");
+        }
+    }
+    (written, query)
 }
 
 /// What is to be looked at, and the rule that decides about it.
@@ -309,15 +324,17 @@ fn plan(
     env: &Environment,
 ) -> anyhow::Result<(Plan, Option<Rule>)> {
     let asked = asked(url)?;
-    let controls = controls(args, env)?;
-    let portal = match args.portal.as_deref().map(Asked::parse) {
-        Some(Ok(portal)) if portal.is_plain() => {
-            let path = portal.path.clone().unwrap_or_else(|| "/".to_owned());
-            Some((portal.target, path))
-        }
-        Some(_) => anyhow::bail!("--portal: write a URL of plain http"),
-        None => None,
+    let spoken = match asked.target.port {
+        _ if asked.is_plain() => Spoken::Http,
+        _ if url.contains("://") => Spoken::Tls,
+        443 => Spoken::Tls,
+        80 => Spoken::Http,
+        _ => Spoken::Other,
     };
+    let controls = controls(args, env, spoken)?;
+    let portal = portal(args)?;
+    // A query may hold a token, and is asked of nobody.
+    let (path, query) = path_of(url);
     let (chosen, rule) = match decision(policy, &asked) {
         Ok(outcome) if outcome.action == Does::Block => (None, Some(outcome.into())),
         Ok(outcome) => {
@@ -331,16 +348,10 @@ fn plan(
             (Some("direct".to_owned()), None)
         }
     };
-    let spoken = match asked.target.port {
-        _ if asked.is_plain() => Spoken::Http,
-        _ if url.contains("://") => Spoken::Tls,
-        443 => Spoken::Tls,
-        80 => Spoken::Http,
-        _ => Spoken::Other,
-    };
     let plan = Plan {
         spoken,
-        wants_path: wants_path(url),
+        path,
+        wants_more: query.is_some(),
         is_located: args.locate || args.thorough,
         target: asked.target,
         chosen,
@@ -359,8 +370,32 @@ fn diagnose(
     env: &Environment,
 ) -> anyhow::Result<Diagnosis> {
     let (plan, rule) = plan(url, args, policy, env)?;
+    find_out(&plan, rule, policy, env)
+}
+
+/// The same of a place below which something is wanted.
+fn diagnose_below(
+    url: &str,
+    args: &DoctorArgs,
+    policy: &Arc<Policy>,
+    env: &Environment,
+) -> anyhow::Result<Diagnosis> {
+    let (plan, rule) = plan(url, args, policy, env)?;
+    let plan = Plan {
+        wants_more: true,
+        ..plan
+    };
+    find_out(&plan, rule, policy, env)
+}
+
+fn find_out(
+    plan: &Plan,
+    rule: Option<Rule>,
+    policy: &Arc<Policy>,
+    env: &Environment,
+) -> anyhow::Result<Diagnosis> {
     let facts = look(env, async |resolver, progress| {
-        examine(policy, resolver, &plan, progress).await
+        examine(policy, resolver, plan, progress).await
     })?;
     let verdict = match &rule {
         Some(rule) if plan.chosen.is_none() => denied(&plan.target, rule, &judge(&facts)),
@@ -378,8 +413,21 @@ fn has_usual_controls(args: &DoctorArgs, env: &Environment) -> bool {
     args.control.is_empty() && !args.no_control && env.get("CI").is_none()
 }
 
-/// The hosts that are held against the target.
-fn controls(args: &DoctorArgs, env: &Environment) -> anyhow::Result<Vec<Target>> {
+/// A page that answers 204 where nobody is between.
+fn portal(args: &DoctorArgs) -> anyhow::Result<Option<(Target, String)>> {
+    match args.portal.as_deref().map(Asked::parse) {
+        Some(Ok(portal)) if portal.is_plain() => {
+            let path = portal.path.unwrap_or_else(|| "/".to_owned());
+            Ok(Some((portal.target, path)))
+        }
+        Some(_) => anyhow::bail!("--portal: write a URL of plain http"),
+        None => Ok(None),
+    }
+}
+
+/// The hosts that are held against the target, and are asked as it is.
+fn controls(args: &DoctorArgs, env: &Environment, spoken: Spoken) -> anyhow::Result<Vec<Target>> {
+    let port = if spoken == Spoken::Http { 80 } else { 443 };
     let named: Vec<String> = if has_usual_controls(args, env) {
         CONTROLS.map(str::to_owned).to_vec()
     } else if args.no_control {
@@ -389,7 +437,7 @@ fn controls(args: &DoctorArgs, env: &Environment) -> anyhow::Result<Vec<Target>>
     };
     let parse = |text: &String| {
         let found = Target::from_authority(text)
-            .or_else(|_| Target::from_authority(&format!("{text}:443")));
+            .or_else(|_| Target::from_authority(&format!("{text}:{port}")));
         found.with_context(|| format!("--control {}", without_credentials(text)))
     };
     named.iter().map(parse).collect()

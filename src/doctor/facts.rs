@@ -15,8 +15,10 @@ pub struct Facts {
     pub is_name: bool,
     /// What is spoken there.
     pub spoken: Spoken,
-    /// Whether something else is wanted of it than `/`, which alone is asked for.
-    pub wants_path: bool,
+    /// The path that is asked for.
+    pub path: String,
+    /// Whether more is wanted of it than is asked for: a query, or what stands below.
+    pub wants_more: bool,
     /// The route that the policy chooses for it; nothing where it refuses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<String>,
@@ -109,6 +111,12 @@ impl Probe {
         self.cause.is_none()
     }
 
+    /// Whether somebody at the far end has spoken: what a server says ill of itself, or of us, has come by the way all the same.
+    pub fn is_answered(&self) -> bool {
+        let words = ["tls.cert.", "tls.alert_from_server.", "http.malformed"];
+        self.is_fine() || words.iter().any(|family| self.failed_of(family))
+    }
+
     /// Whether it failed of a cause whose id begins so.
     pub fn failed_of(&self, family: &str) -> bool {
         let cause = self.cause.as_deref();
@@ -126,12 +134,12 @@ pub struct Way {
     /// The status of a page that answers 204 where nobody is between.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub portal: Option<u16>,
-    /// The target: name, connection, handshake, certificate. Twice where it failed.
+    /// The target: name, connection, handshake, certificate, answer. Twice where it failed.
     pub target: Vec<Probe>,
     /// The certificate that it showed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
-    /// What it answered to `HEAD /` by HTTP/1.1.
+    /// What it answered to HEAD by HTTP/1.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http1: Option<Http>,
     /// The same by HTTP/2.
@@ -153,7 +161,7 @@ impl Way {
     /// Whether something else works by it; nothing where nothing else was tried.
     pub fn is_up(&self) -> Option<bool> {
         let tried = !self.controls.is_empty();
-        tried.then(|| self.controls.iter().any(Probe::is_fine))
+        tried.then(|| self.controls.iter().any(Probe::is_answered))
     }
 
     /// The first failure of the target.
@@ -192,6 +200,24 @@ pub struct Http {
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+impl Http {
+    /// An answer.
+    pub fn of(status: u16) -> Self {
+        Self {
+            status: Some(status),
+            failure: None,
+        }
+    }
+
+    /// None, for this reason.
+    pub fn failed(failure: String) -> Self {
+        Self {
+            status: None,
+            failure: Some(failure),
+        }
+    }
 }
 
 /// A handshake with another content than the target's own.

@@ -12,12 +12,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Method;
+use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join, split};
 use tokio::time::{Instant, sleep};
 
-use self::http::{ask, authority};
 use super::compare::Mirror;
 use super::facts::{Certificate, Facts, Http, Probe, Spoken, Tcp, Way};
 use super::idle::Silence;
@@ -27,6 +28,7 @@ use crate::failure::handshake::Handshake;
 use crate::failure::{Failure, chain, classify};
 use crate::net::connect::{self, Limits, Shape};
 use crate::net::resolve::Resolver;
+use crate::net::wire::Wire;
 use crate::policy::{Policy, RouteSpec};
 use crate::route::assemble::assemble;
 use crate::route::{self, Conn, Dial, Names, Purpose, health};
@@ -60,8 +62,10 @@ pub struct Plan {
     pub target: Target,
     /// What is spoken there.
     pub spoken: Spoken,
-    /// Whether something else is wanted of it than `/`.
-    pub wants_path: bool,
+    /// The path to ask for.
+    pub path: String,
+    /// Whether more is wanted than is asked for: a query, or what stands below.
+    pub wants_more: bool,
     /// Whether the place on the way is looked for from where a reset comes.
     pub is_located: bool,
     /// The route that the policy chooses; nothing where it refuses.
@@ -138,7 +142,8 @@ pub async fn examine(
         host: plan.target.host.to_string(),
         is_name: plan.target.host.name().is_some(),
         spoken: plan.spoken,
-        wants_path: plan.wants_path,
+        path: plan.path.clone(),
+        wants_more: plan.wants_more,
         chosen: plan.chosen.clone(),
         ..Facts::default()
     };
@@ -205,7 +210,7 @@ pub async fn examine(
     facts
 }
 
-/// Whether a handshake failed without a word of the server: what differs tells why.
+/// Whether a handshake or a request failed without a word of the server: it may have been bad luck.
 fn says_nothing(failure: &Probe) -> bool {
     [
         "tls.reset_",
@@ -214,6 +219,8 @@ fn says_nothing(failure: &Probe) -> bool {
         "tls.no_server_hello",
         "tls.server_flight_stalled",
         "tls.handshake_timeout",
+        "http.reset_before_response",
+        "http.empty_reply",
     ]
     .iter()
     .any(|cause| failure.failed_of(cause))
@@ -304,20 +311,19 @@ impl Doctor<'_> {
         for control in &self.plan.controls {
             (self.progress)(&format!("{told}: control {}", control.host));
             let begun = Instant::now();
-            let shaken = self.shake(dial, control).await;
-            let outcome = shaken.map(drop).map_err(|failed| failed.0);
+            let outcome = if self.plan.spoken == Spoken::Http {
+                self.ask(dial, control, Method::HEAD, "/").await.map(drop)
+            } else {
+                let shaken = self.shake(dial, control).await;
+                shaken.map(drop).map_err(|failed| failed.0)
+            };
             way.controls
                 .push(probe(control.host.to_string(), begun, outcome));
         }
         if let Some((target, path)) = &self.plan.portal {
             (self.progress)(&format!("{told}: is there a portal?"));
-            if let Ok(conn) = self.dial(dial, target).await {
-                let (wire, early) = (conn.wire, conn.early);
-                let (reading, writing) = split(wire);
-                let io = join(Cursor::new(early).chain(reading), writing);
-                let host = authority(target, Spoken::Http);
-                way.portal = ask(io, &host, "GET", path).await.status;
-            }
+            let asked = self.ask(dial, target, Method::GET, path).await;
+            way.portal = asked.ok().map(|status| status.as_u16());
         }
         for _ in 0..tries {
             (self.progress)(&format!("{told}: {}", self.plan.target));
@@ -334,7 +340,8 @@ impl Doctor<'_> {
             }
             sleep(PAUSE).await;
         }
-        if way.works() && self.plan.spoken == Spoken::Tls {
+        let is_shaken = way.works() || way.failure().is_some_and(|probe| probe.failed_of("http."));
+        if is_shaken && self.plan.spoken == Spoken::Tls {
             (self.progress)(&format!("{told}: HTTP/2"));
             way.http2 = self.ask_http2(dial).await;
             let has_failed = |http: &Http| http.failure.is_some();
@@ -348,34 +355,39 @@ impl Doctor<'_> {
 
     /// One try of the target by a way.
     async fn attempt(&self, dial: &Arc<dyn Dial>, way: &mut Way) -> Result<(), Failure> {
-        let host = authority(&self.plan.target, self.plan.spoken);
-        if self.plan.spoken != Spoken::Tls {
-            let conn = self.dial(dial, &self.plan.target).await?;
-            if self.plan.spoken == Spoken::Http {
-                let (reading, writing) = split(conn.wire);
-                let io = join(Cursor::new(conn.early).chain(reading), writing);
-                way.http1 = Some(ask(io, &host, "HEAD", "/").await);
-            }
-            return Ok(());
-        }
-        match self.shake(dial, &self.plan.target).await {
-            Ok(shaken) => {
-                way.certificate = Some(certificate(&shaken.judgement));
-                way.http1 = Some(ask(shaken.stream, &host, "HEAD", "/").await);
-                Ok(())
-            }
-            Err(Failed(failure, judgement)) => {
-                way.certificate = judgement.map(|judgement| certificate(&judgement));
-                Err(failure)
-            }
-        }
+        let Plan { target, path, .. } = self.plan;
+        let asked = match self.plan.spoken {
+            Spoken::Other => return self.dial(dial, target, Purpose::Tunnel).await.map(drop),
+            Spoken::Http => self.ask(dial, target, Method::HEAD, path).await,
+            Spoken::Tls => match self.shake(dial, target).await {
+                Ok(shaken) => {
+                    way.certificate = Some(certificate(&shaken.judgement));
+                    self.ask_inside(shaken.stream).await
+                }
+                Err(Failed(failure, judgement)) => {
+                    way.certificate = judgement.map(|judgement| certificate(&judgement));
+                    return Err(failure);
+                }
+            },
+        };
+        way.http1 = match &asked {
+            Ok(status) => Some(Http::of(status.as_u16())),
+            Err(Failure::Origin(error)) => Some(Http::failed(chain(error))),
+            Err(_) => None,
+        };
+        asked.map(drop)
     }
 
-    async fn dial(&self, dial: &Arc<dyn Dial>, target: &Target) -> Result<Conn, Failure> {
+    async fn dial(
+        &self,
+        dial: &Arc<dyn Dial>,
+        target: &Target,
+        purpose: Purpose,
+    ) -> Result<Conn, Failure> {
         let plan = route::Plan {
             client: self.client.clone(),
             target: target.clone(),
-            purpose: Purpose::Tunnel,
+            purpose,
             addresses: None,
             timeouts: self.timeouts.clone(),
             deadline: None,
@@ -392,7 +404,7 @@ impl Doctor<'_> {
     /// Opens a connection by a way and shakes hands, with HTTP/1.1 as what is to be spoken.
     async fn shake(&self, dial: &Arc<dyn Dial>, target: &Target) -> Result<Shaken, Failed> {
         let conn = self
-            .dial(dial, target)
+            .dial(dial, target, Purpose::Tunnel)
             .await
             .map_err(|failure| Failed(failure, None))?;
         let offer = large(&[b"http/1.1"]);
@@ -415,8 +427,7 @@ impl Doctor<'_> {
         } = conn;
         let connected = Instant::now();
         let carrier = wire.carrier().clone();
-        let (reading, writing) = split(wire);
-        let io = Box::new(join(Cursor::new(early).chain(reading), writing)) as Box<dyn Io>;
+        let io = whole(wire, early);
         match handshake_as(io, name, &self.roots, offer, HELLO).await {
             Ok(Established { stream, judgement }) => Ok(Shaken {
                 stream: Box::new(stream),
@@ -448,6 +459,12 @@ fn large<'a>(alpn: &'a [&'a [u8]]) -> Offer<'a> {
         hello: Hello::Large,
         ..Offer::of(alpn)
     }
+}
+
+/// A connection, with what came on it already in front.
+fn whole(wire: Wire, early: Bytes) -> Box<dyn Io> {
+    let (reading, writing) = split(wire);
+    Box::new(join(Cursor::new(early).chain(reading), writing))
 }
 
 /// A stream of any kind.

@@ -101,7 +101,7 @@ impl Verdict {
 
 /// Says what the facts amount to.
 pub fn judge(facts: &Facts) -> Verdict {
-    let rows: [fn(&Facts) -> Option<Verdict>; 14] = [
+    let rows: [fn(&Facts) -> Option<Verdict>; 15] = [
         certificate::clock,
         way::route_down,
         way::captive_portal,
@@ -112,7 +112,8 @@ pub fn judge(facts: &Facts) -> Verdict {
         tls::handshakes,
         certificate::certificates,
         tls::block_page,
-        http::http2,
+        http::versions,
+        http::unanswered,
         http::origin,
         way::intermittent,
         way::fine,
@@ -133,7 +134,7 @@ pub fn judge(facts: &Facts) -> Verdict {
     verdict
 }
 
-/// `direct: connect.timeout: …` of each way that fails.
+/// `direct: connect.timeout: …` of each way that fails, the one first that the policy chooses.
 fn failures(facts: &Facts) -> Vec<String> {
     let told = |way: &Way| {
         let failure = way.failure()?;
@@ -144,7 +145,9 @@ fn failures(facts: &Facts) -> Vec<String> {
             failure.message.as_deref().unwrap_or_default()
         ))
     };
-    facts.ways.iter().filter_map(told).collect()
+    let mut ways: Vec<_> = facts.ways.iter().collect();
+    ways.sort_by_key(|way| facts.chosen.as_deref() != Some(&way.route));
+    ways.into_iter().filter_map(told).collect()
 }
 
 fn by(way: &Way) -> String {
@@ -155,15 +158,11 @@ fn by(way: &Way) -> String {
     }
 }
 
-/// Controls that went well by a way.
+/// Controls that answered by a way.
 fn controls(way: &Way) -> Option<String> {
-    let fine: Vec<_> = way
-        .controls
-        .iter()
-        .filter(|probe| probe.is_fine())
-        .map(|probe| probe.with.clone())
-        .collect();
-    (!fine.is_empty()).then(|| format!("{} works {}", fine.join(" and "), by(way)))
+    let answered = way.controls.iter().filter(|probe| probe.is_answered());
+    let names: Vec<_> = answered.map(|probe| &*probe.with).collect();
+    (!names.is_empty()).then(|| format!("{} works {}", names.join(" and "), by(way)))
 }
 
 /// Another way than direct by which the target works.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::super::exit;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
-use super::{load, look, plan, recheck};
+use super::{load, look, path_of, plan, recheck};
 use crate::config::env::{Environment, without_credentials};
 use crate::doctor::Verdict;
 use crate::doctor::compare::{Mirror, judge};
@@ -38,10 +38,14 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     for url in urls {
         let shown = without_credentials(url);
         // One after the other: they would share the line.
-        let found = path_of(url).and_then(|path| {
-            let (plan, _) = plan(url, args, &policy, env)?;
+        let found = plan(url, args, &policy, env).and_then(|(plan, _)| {
+            anyhow::ensure!(url.contains("://"), "write it with http:// or https://");
+            let path = match path_of(url) {
+                (path, Some(query)) => format!("{path}?{query}"),
+                (path, None) => path,
+            };
             look(env, async |resolver, progress| {
-                compare(&policy, resolver, &plan, (&shown, path), progress).await
+                compare(&policy, resolver, &plan, (&shown, &path), progress).await
             })
         });
         match found {
@@ -69,13 +73,4 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     };
     page.give(args.json.then_some(&told));
     if verdict.is_fine() { 0 } else { exit::FAILED }
-}
-
-/// What stands behind the host.
-fn path_of(url: &str) -> anyhow::Result<&str> {
-    let (_, rest) = url
-        .split_once("://")
-        .ok_or_else(|| anyhow::anyhow!("write it with http:// or https://"))?;
-    let path = rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/");
-    Ok(path.split('#').next().unwrap_or(path))
 }

@@ -9,7 +9,7 @@ use super::super::exit;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
 use super::program::{command, run as run_program, told};
-use super::{Diagnosis, diagnose, of_text, recheck};
+use super::{Diagnosis, diagnose_below, of_text, recheck};
 use crate::config::env::{Environment, without_credentials};
 use crate::doctor::Verdict;
 use crate::doctor::git::{
@@ -195,17 +195,13 @@ fn of_network(seen: &Seen, args: &DoctorArgs, env: &Environment) -> anyhow::Resu
     } else {
         remote.host.clone()
     };
-    // Repositories stand below.
-    let (scheme, path) = match (remote.transport, remote.is_tls) {
-        (Transport::Http, true) => ("https://", "/info/refs"),
-        (Transport::Http, false) => ("http://", "/info/refs"),
-        (Transport::Ssh | Transport::Git, _) => ("", ""),
+    let scheme = match (remote.transport, remote.is_tls) {
+        (Transport::Http, true) => "https://",
+        (Transport::Http, false) => "http://",
+        (Transport::Ssh | Transport::Git, _) => "",
     };
-    let Diagnosis { verdict, .. } = diagnose(
-        &format!("{scheme}{host}:{}{path}", remote.port()),
-        args,
-        &policy,
-        env,
-    )?;
+    let url = format!("{scheme}{host}:{}", remote.port());
+    // Repositories stand below.
+    let Diagnosis { verdict, .. } = diagnose_below(&url, args, &policy, env)?;
     Ok(verdict)
 }

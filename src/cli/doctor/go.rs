@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{exit, print};
 use super::DoctorArgs;
-use super::{Diagnosis, diagnose, load};
+use super::{Diagnosis, diagnose_below, load};
 use crate::config::env::{Environment, without_credentials};
 
 /// What `go env -json` says, as far as it matters here.
@@ -72,7 +72,7 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         let verdict = match url {
             "direct" | "off" => None,
             // What is fetched stands below.
-            url => match diagnose(&format!("{url}/@v/list"), args, &policy, env) {
+            url => match diagnose_below(url, args, &policy, env) {
                 Ok(Diagnosis { verdict, .. }) => Some(verdict),
                 Err(error) => {
                     notes.push(format!("{place}: {error:#}"));

@@ -1,19 +1,20 @@
 //! Connections that are left alone for a while.
 
-use std::io::{Cursor, ErrorKind};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, join, split};
+use http::Method;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::http::{authority, head};
-use super::{Doctor, HELLO, Io, PAUSE};
+use super::{Doctor, HELLO, Io, PAUSE, whole};
 use crate::doctor::facts::Spoken;
 use crate::doctor::idle::{End, Silence};
 use crate::failure::{Failure, chain};
-use crate::route::Dial;
+use crate::route::{Dial, Purpose};
 
 /// So many connections are left alone at once, each longer than the one before by the same.
 const STEPS: u32 = 8;
@@ -67,7 +68,8 @@ impl Doctor<'_> {
         let silent = of(since, End::Alive);
         let talk = async {
             let host = authority(&self.plan.target, self.plan.spoken);
-            io.write_all(head(&host, "HEAD", "/").as_bytes()).await?;
+            io.write_all(head(&host, &Method::HEAD, "/").as_bytes())
+                .await?;
             io.flush().await?;
             io.read(&mut byte).await
         };
@@ -88,11 +90,7 @@ impl Doctor<'_> {
                 .map(|shaken| shaken.stream)
                 .map_err(|failed| failed.0);
         }
-        let conn = self.dial(dial, &self.plan.target).await?;
-        let (reading, writing) = split(conn.wire);
-        Ok(Box::new(join(
-            Cursor::new(conn.early).chain(reading),
-            writing,
-        )))
+        let conn = self.dial(dial, &self.plan.target, Purpose::Tunnel).await?;
+        Ok(whole(conn.wire, conn.early))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Certainty::Certain;
 use super::{Verdict, by, route_via};
-use crate::doctor::facts::{Facts, Way};
+use crate::doctor::facts::{Facts, Probe, Way};
 
 pub(super) fn clock(facts: &Facts) -> Option<Verdict> {
     let is_time = |cause: Option<&String>| {
@@ -115,9 +115,14 @@ pub(super) fn certificates(facts: &Facts) -> Option<Verdict> {
         }
         _ => "those who run the server must mend it",
     };
-    Some(
-        Verdict::new("server_certificate_problem", Certain, sentence)
-            .because(bad.iter().filter_map(told))
-            .mend(fix),
-    )
+    let verdict = Verdict::new("server_certificate_problem", Certain, sentence)
+        .because(bad.iter().filter_map(told))
+        .mend(fix);
+    let is_stranger = |probe: &Probe| probe.failed_of("tls.cert.unknown_issuer");
+    let mut controls = first.controls.iter().peekable();
+    Some(if controls.peek().is_some() && controls.all(is_stranger) {
+        verdict.but("nobody here knows who signed for the controls either: something opens TLS, or authorities are missing on this machine")
+    } else {
+        verdict
+    })
 }

@@ -1,25 +1,132 @@
-//! What the origin answers.
+//! What the origin answers, and what it means that it does not.
 
-use super::Certainty::{Certain, Strong};
-use super::{Verdict, by, route_via};
-use crate::doctor::facts::Facts;
+use super::Certainty::{Certain, Medium, Strong};
+use super::{Verdict, by, controls, failures, route_via};
+use crate::doctor::facts::{Facts, Http, Spoken};
 
-pub(super) fn http2(facts: &Facts) -> Option<Verdict> {
+/// One version of HTTP works, and the other does not.
+pub(super) fn versions(facts: &Facts) -> Option<Verdict> {
     facts.ways.iter().find_map(|way| {
         let (one, two) = (way.http1.as_ref()?, way.http2.as_ref()?);
-        let failure = two.failure.as_ref().filter(|_| one.status.is_some())?;
+        let (id, fails, works, failure, status, fix) = match (one, two) {
+            (
+                Http {
+                    status: Some(status),
+                    ..
+                },
+                Http {
+                    failure: Some(failure),
+                    ..
+                },
+            ) => (
+                "h2_breakage",
+                "HTTP/2",
+                "HTTP/1.1",
+                failure,
+                status,
+                "let the client speak HTTP/1.1: curl --http1.1, GODEBUG=http2client=0",
+            ),
+            (
+                Http {
+                    failure: Some(failure),
+                    ..
+                },
+                Http {
+                    status: Some(status),
+                    ..
+                },
+            ) => (
+                "h1_breakage",
+                "HTTP/1.1",
+                "HTTP/2",
+                failure,
+                status,
+                "let the client speak HTTP/2, as gRPC does",
+            ),
+            _ => return None,
+        };
         Some(
             Verdict::new(
-                "h2_breakage",
+                id,
                 Strong,
-                format!("HTTP/2 fails {} where HTTP/1.1 works", by(way)),
+                format!("{fails} fails {} where {works} works", by(way)),
             )
             .because([
-                format!("HTTP/2: {failure}"),
-                format!("HTTP/1.1: status {}", one.status.unwrap_or_default()),
+                format!("{fails}: {failure}"),
+                format!("{works}: status {status}"),
             ])
-            .mend("let the client speak HTTP/1.1: curl --http1.1, GODEBUG=http2client=0"),
+            .mend(fix),
         )
+    })
+}
+
+/// A connection stands, and the request on it gets no answer of HTTP.
+pub(super) fn unanswered(facts: &Facts) -> Option<Verdict> {
+    let chosen = facts.chosen.as_deref().unwrap_or("direct");
+    let way = facts.ways.iter().find(|way| way.route == chosen);
+    let way = way.or_else(|| facts.direct())?;
+    let failure = way.failure().filter(|_| !way.works())?;
+    let cause = failure
+        .cause
+        .as_deref()
+        .filter(|cause| cause.starts_with("http."))?;
+    if let Some(works) = facts.ways.iter().find(|other| other.works()) {
+        let id = if way.is_direct() {
+            "blocked_on_direct_way"
+        } else {
+            "fails_behind_upstream"
+        };
+        let sentence = format!("the request fails {} and works {}", by(way), by(works));
+        return Some(
+            Verdict::new(id, Medium, sentence)
+                .because(failures(facts))
+                .because(controls(way))
+                .mend(route_via(facts, works)),
+        );
+    }
+    let target = &facts.target;
+    let (id, certainty, sentence) = match cause {
+        "http.malformed" | "http.header_too_large" => (
+            "not_http",
+            Strong,
+            format!("what listens at {target} does not answer in HTTP"),
+        ),
+        "http.response_timeout" => (
+            "origin_does_not_answer",
+            Medium,
+            format!("{target} takes the request and says nothing"),
+        ),
+        "http.empty_reply" => (
+            "origin_does_not_answer",
+            Strong,
+            format!("{target} takes the request and ends the connection without an answer"),
+        ),
+        _ => (
+            "origin_does_not_answer",
+            Strong,
+            format!("{target} takes the request and resets the connection"),
+        ),
+    };
+    let verdict = Verdict::new(id, certainty, sentence)
+        .because(failures(facts))
+        .because(controls(way));
+    let verdict = match (id, facts.spoken) {
+        ("not_http", _) => {
+            verdict.mend("look at the port and the scheme: is it https, or no HTTP at all?")
+        }
+        (_, Spoken::Http) => verdict.mend(format!(
+            "see what the server's own log says of it, and whether it wants https://{target}/"
+        )),
+        (_, Spoken::Tls | Spoken::Other) => {
+            verdict.mend("see what the server's own log says of it")
+        }
+    };
+    Some(match cause {
+        "http.malformed" | "http.header_too_large" => verdict,
+        "http.response_timeout" => {
+            verdict.but("it may only be slow: what runs there may need longer than was waited")
+        }
+        _ => verdict.but("what reads requests on the way can do the same: try it via an upstream"),
     })
 }
 
@@ -48,6 +155,7 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
     }
     let what = match status {
         401 => "it wants credentials",
+        404 => "there is no such page",
         403 => "it forbids this",
         410 => "there is no such page",
         429 => "it was asked too often",
@@ -55,16 +163,27 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
         500.. => "it is broken",
         _ => "it refuses",
     };
-    // HEAD / was asked, of a server that may serve other paths only.
-    if matches!(status, 404 | 405) || facts.wants_path && *status < 500 {
+    // A server may know no HEAD, and may serve other paths than / alone.
+    let is_of_method = matches!(status, 405 | 501);
+    let is_of_root = *status == 404 && facts.path == "/";
+    if is_of_method || is_of_root || facts.wants_more && *status < 500 {
         return None;
     }
-    Some(
-        Verdict::new(
-            "origin_answers",
-            Certain,
-            format!("the way is fine, and the origin itself answers {status}: {what}"),
-        )
-        .because(told()),
+    let verdict = Verdict::new(
+        "origin_answers",
+        Certain,
+        format!("the way is fine, and the origin itself answers {status}: {what}"),
     )
+    .because(told())
+    .but(format!(
+        "HEAD {} was asked, without credentials",
+        facts.path
+    ));
+    // What an upstream does not sign cannot be told from what it passes on.
+    let is_behind = facts.spoken == Spoken::Http && !way.is_direct();
+    Some(if is_behind {
+        verdict.but(format!("{} may have answered in its place", way.route))
+    } else {
+        verdict
+    })
 }

@@ -1,3 +1,4 @@
+mod answers;
 mod notation;
 
 use std::net::IpAddr;
@@ -347,14 +348,53 @@ fn certificates_and_answers_are_told_apart() {
         (500, "origin_answers"),
     ] {
         let way = format!("way direct control=ok target=ok cert=valid:CA h1={status}");
-        check(id, Certain, &format!("path\n{begin}{way}"));
+        check(id, Certain, &format!("below\n{begin}{way}"));
         check("origin_answers", Certain, &format!("{begin}{way}"));
     }
     let verdict = judge(&facts(&format!(
-        "path\n{begin}way direct control=ok target=ok cert=valid:CA h1=403"
+        "below\n{begin}way direct control=ok target=ok cert=valid:CA h1=403"
     )));
     assert!(
         verdict.counter[0].contains("HEAD / is answered with 403"),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn a_control_that_says_anything_shows_that_its_way_works() {
+    let begin = "dns system 192.0.2.1\ntcp 192.0.2.1:443\n";
+    for answer in [
+        "tls.cert.expired",
+        "tls.cert.unknown_issuer",
+        "tls.alert_from_server.unrecognized_name",
+        "http.malformed",
+    ] {
+        check(
+            "unexplained",
+            Medium,
+            &format!("{begin}way direct control={answer} target={RESET},{RESET}"),
+        );
+        check(
+            "fine",
+            Certain,
+            &format!("{begin}way direct control={answer} target=ok cert=valid:CA"),
+        );
+    }
+    check(
+        "route_down",
+        Certain,
+        &format!("{begin}way direct control={RESET} target={RESET},{RESET}"),
+    );
+    let opened = "tls.cert.unknown_issuer";
+    let verdict = judge(&facts(&format!(
+        "{begin}way direct control={opened},{opened} target={opened} cert=unknown_issuer:Box"
+    )));
+    assert_eq!(verdict.id, "server_certificate_problem");
+    assert!(
+        verdict
+            .counter
+            .iter()
+            .any(|counter| counter.contains("something opens TLS")),
         "{verdict:?}"
     );
 }

@@ -214,11 +214,11 @@ pub(super) fn fine(facts: &Facts) -> Option<Verdict> {
         )]);
     }
     if let Some(status) = way.http1.as_ref().and_then(|http| http.status) {
-        let told = format!("HEAD / is answered with {status}");
+        let told = format!("HEAD {} is answered with {status}", facts.path);
         verdict = if status < 400 {
             verdict.because([told])
         } else {
-            verdict.but(format!("{told}; other paths were not asked for"))
+            verdict.but(format!("{told}; nothing else was asked for"))
         };
     }
     let failing = facts

@@ -12,11 +12,12 @@ use crate::doctor::verdict::{Certainty, judge};
 ///
 /// ```text
 /// plain                                      no TLS there
-/// path                                       not `/` is wanted
+/// path /a                                    what is asked for, where that is not `/`
+/// below                                      more is wanted than that
 /// chosen corp                                what the policy chooses
 /// dns SERVER ADDRESS,ADDRESS | dns SERVER !CAUSE       `~` behind the server: encrypted
 /// tcp ADDRESS [!CAUSE]
-/// way ROUTE control=ok|CAUSE,… target=ok|CAUSE,… [cert=VERDICT:ISSUER] [product] [h1=STATUS] [h2=STATUS|!] [portal=STATUS]
+/// way ROUTE control=ok|CAUSE,… target=ok|CAUSE,… [cert=VERDICT:ISSUER] [product] [h1=STATUS|!] [h2=STATUS|!] [portal=STATUS]
 /// cell CONTENT ok|CAUSE
 /// ```
 pub(super) fn facts(lines: &str) -> Facts {
@@ -26,10 +27,15 @@ pub(super) fn facts(lines: &str) -> Facts {
         message: (word != "ok").then(|| format!("the words of {word}")),
         ms: 1.0,
     };
+    let http = |word: &str| match word {
+        "!" => Http::failed("GOAWAY".to_owned()),
+        status => Http::of(status.parse().unwrap()),
+    };
     let mut facts = Facts {
         target: "files.example:443".to_owned(),
         host: "files.example".to_owned(),
         is_name: true,
+        path: "/".to_owned(),
         chosen: Some("direct".to_owned()),
         ..Facts::default()
     };
@@ -37,7 +43,8 @@ pub(super) fn facts(lines: &str) -> Facts {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[0] {
             "plain" => facts.spoken = Spoken::Http,
-            "path" => facts.wants_path = true,
+            "path" => words[1].clone_into(&mut facts.path),
+            "below" => facts.wants_more = true,
             "chosen" => facts.chosen = Some(words[1].to_owned()),
             "dns" => {
                 let cause = words[2].strip_prefix('!').map(str::to_owned);
@@ -81,18 +88,8 @@ pub(super) fn facts(lines: &str) -> Facts {
                         "product" => {
                             way.certificate.as_mut().unwrap().interceptor = Some("a product");
                         }
-                        "h1" => {
-                            way.http1 = Some(Http {
-                                status: value.parse().ok(),
-                                failure: None,
-                            });
-                        }
-                        "h2" => {
-                            way.http2 = Some(Http {
-                                status: value.parse().ok(),
-                                failure: (value == "!").then(|| "GOAWAY".to_owned()),
-                            });
-                        }
+                        "h1" => way.http1 = Some(http(value)),
+                        "h2" => way.http2 = Some(http(value)),
                         _ => panic!("{word}"),
                     }
                 }

@@ -1,0 +1,79 @@
+use super::notation::{check, facts};
+use crate::doctor::verdict::Certainty::{Certain, Medium, Strong};
+use crate::doctor::verdict::judge;
+
+#[test]
+fn a_path_is_answered_for_itself() {
+    let way = |status: u16| {
+        format!(
+            "path /a\ndns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=ok cert=valid:CA h1={status}"
+        )
+    };
+    for (status, id) in [
+        (200, "fine"),
+        (302, "fine"),
+        // Who knows no HEAD has answered.
+        (405, "fine"),
+        (501, "fine"),
+        (403, "origin_answers"),
+        (404, "origin_answers"),
+        (503, "origin_answers"),
+    ] {
+        check(id, Certain, &way(status));
+    }
+    // What was asked for is a part of what is wanted.
+    check("fine", Certain, &format!("below\n{}", way(404)));
+    let verdict = judge(&facts(&way(200)));
+    assert!(
+        verdict
+            .evidence
+            .contains(&"HEAD /a is answered with 200".to_owned()),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn a_request_that_gets_no_answer_is_no_way_that_works() {
+    let begin = "dns system 192.0.2.1\ntcp 192.0.2.1:80\n";
+    for (cause, id, certainty) in [
+        (
+            "http.reset_before_response",
+            "origin_does_not_answer",
+            Strong,
+        ),
+        ("http.empty_reply", "origin_does_not_answer", Strong),
+        ("http.response_timeout", "origin_does_not_answer", Medium),
+        ("http.malformed", "not_http", Strong),
+        ("http.header_too_large", "not_http", Strong),
+    ] {
+        let failing = format!("{begin}way direct control=ok target={cause},{cause}");
+        check(id, certainty, &format!("plain\n{failing} h1=!"));
+        // The same behind a handshake.
+        check(id, certainty, &format!("{failing} cert=valid:CA h1=!"));
+        // It is the way, and not the origin.
+        let corp = "way corp control=ok target=ok h1=200";
+        check(
+            "blocked_on_direct_way",
+            Medium,
+            &format!("plain\n{failing} h1=!\n{corp}"),
+        );
+        check(
+            "fails_behind_upstream",
+            Medium,
+            &format!(
+                "plain\nchosen corp\n{begin}way direct control=ok target=ok h1=200\nway corp control=ok target={cause}"
+            ),
+        );
+        // Who speaks HTTP/2 alone.
+        check(
+            "h1_breakage",
+            Strong,
+            &format!("{failing} cert=valid:CA h1=! h2=200"),
+        );
+    }
+    check(
+        "intermittent",
+        Medium,
+        &format!("plain\n{begin}way direct control=ok target=http.empty_reply,ok h1=200"),
+    );
+}

@@ -1,0 +1,212 @@
+//! `routecause doctor`: what becomes of the request, on ways that stand.
+
+mod support;
+
+use std::net::TcpStream;
+
+use serde_json::Value;
+use support::origin::Origin;
+use support::scene::{CONTROL, Scene, TARGET, good, pins, says, serve};
+use support::web::{self, Ca, Web};
+use support::{tls, wire};
+
+/// The cause that the first piece of evidence names.
+#[track_caller]
+fn is_caused(told: &Value, cause: &str) {
+    let evidence = told["verdict"]["evidence"][0].as_str().unwrap();
+    assert!(evidence.contains(&format!(" {cause}: ")), "{told:#}");
+}
+
+/// What a server says on a connection.
+type Talk = fn(TcpStream);
+
+#[test]
+fn a_plain_request_that_gets_no_answer_is_told_with_its_cause() {
+    let talks: [(Talk, &str, &str, &str); 4] = [
+        (
+            |stream| {
+                wire::read_head(&stream);
+                wire::reset(stream);
+            },
+            "origin_does_not_answer",
+            "strong",
+            "http.reset_before_response",
+        ),
+        (
+            |stream| {
+                wire::read_head(&stream);
+            },
+            "origin_does_not_answer",
+            "strong",
+            "http.empty_reply",
+        ),
+        (
+            |stream| {
+                wire::read_head(&stream);
+                wire::read_to_end(&stream);
+            },
+            "origin_does_not_answer",
+            "medium",
+            "http.response_timeout",
+        ),
+        (
+            |stream| {
+                wire::send(&stream, "220 mail.test ESMTP\r\n");
+                wire::read_to_end(&stream);
+            },
+            "not_http",
+            "strong",
+            "http.malformed",
+        ),
+    ];
+    let scene = Scene::plain();
+    for (talk, id, certainty, cause) in talks {
+        let told = scene.look_at("http", serve(talk), "/");
+        says(&told, id, certainty);
+        is_caused(&told, cause);
+        // The control was asked as the target is.
+        let control = &told["facts"]["ways"][0]["controls"][0];
+        assert_eq!(control["cause"], Value::Null, "{told:#}");
+    }
+    assert!(
+        scene
+            .control
+            .seen()
+            .iter()
+            .all(|seen| seen.line == "HEAD /"),
+        "{:?}",
+        scene.control.seen()
+    );
+}
+
+#[test]
+fn a_request_behind_a_handshake_is_judged_as_well() {
+    let scene = Scene::new();
+    let config = tls::server(&scene.ca.identity(tls::Leaf::Good, TARGET), tls::BOTH);
+    let told = scene.look(serve(move |stream| tls::echo(&config, stream)));
+    says(&told, "not_http", "strong");
+    is_caused(&told, "http.malformed");
+    // It wants a certificate, and says so only behind the handshake.
+    let identity = scene.ca.identity(tls::Leaf::Good, TARGET);
+    let config = tls::server_for_members(&identity, &scene.ca, tls::BOTH);
+    let port = serve(move |stream| {
+        let _ = tls::answer_once(&config, stream);
+    });
+    let told = scene.look(port);
+    says(&told, "server_configuration", "certain");
+    is_caused(&told, "tls.alert_from_server.certificate_required");
+}
+
+#[test]
+fn the_path_is_asked_for_without_its_query() {
+    let scene = Scene::plain();
+    let target = Web::plain(|request| {
+        web::answer(
+            match request.uri().path() {
+                "/gone" => 404,
+                "/closed" => 403,
+                "/get-only" => 405,
+                _ => 200,
+            },
+            "",
+        )
+    });
+    for (path, asked, id) in [
+        ("", "/", "fine"),
+        ("/a/b%20c?token=s3cret#part", "/a/b%20c", "fine"),
+        ("/a b", "/a%20b", "fine"),
+        ("/get-only", "/get-only", "fine"),
+        ("/gone", "/gone", "origin_answers"),
+        ("/closed", "/closed", "origin_answers"),
+        // What is refused without its query may not be refused with it.
+        ("/closed?token=s3cret", "/closed", "fine"),
+    ] {
+        let told = scene.look_at("http", target.port(), path);
+        assert_eq!(told["verdict"]["id"], id, "{path}: {told:#}");
+        let seen = target.seen();
+        assert_eq!(seen.last().unwrap().line, format!("HEAD {asked}"));
+    }
+    // The same inside TLS.
+    let scene = Scene::new();
+    let target = good(&scene);
+    scene.look_at("https", target.port(), "/a?b");
+    assert!(
+        target.seen().iter().all(|seen| seen.line == "HEAD /a"),
+        "{:?}",
+        target.seen()
+    );
+}
+
+#[test]
+fn a_control_with_a_bad_certificate_shows_that_its_way_works() {
+    let scene = Scene::beside(|_| Web::tls(&Ca::new(), &[CONTROL], |_| web::answer(200, "")));
+    let told = scene.look(serve(|stream| {
+        tls::read_record(&stream);
+        wire::reset(stream);
+    }));
+    assert_ne!(told["verdict"]["id"], "route_down", "{told:#}");
+    let target = good(&scene);
+    says(&scene.look(target.port()), "fine", "certain");
+}
+
+/// With an upstream that the policy chooses.
+fn behind(mut scene: Scene, url: &str, credentials: Option<(&str, &str)>) -> Scene {
+    let mut auth = "";
+    if let Some((user, password)) = credentials {
+        auth = ", auth: {username: {env: CORP_USER}, password: {env: CORP_PASSWORD}}";
+        let variables = [("CORP_USER", user), ("CORP_PASSWORD", password)];
+        scene
+            .variables
+            .extend(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+    scene.upstreams = format!("upstreams: {{corp: {{url: '{url}'{auth}}}}}\n");
+    scene.rules = String::from("default: {via: corp}");
+    scene
+}
+
+#[test]
+fn a_plain_request_goes_through_an_upstream_as_the_proxy_sends_it() {
+    let target = Web::plain(|_| web::answer(200, ""));
+    let upstream = Origin::serving(|stream| {
+        let mut heard = wire::read_head(&stream);
+        if wire::field(&heard, "proxy-authorization").is_none() {
+            wire::send(
+                &stream,
+                "HTTP/1.1 407 Who?\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 9\r\n\r\n",
+            );
+            heard += &wire::read_head(&stream);
+        }
+        wire::send(&stream, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
+        heard
+    });
+    let url = format!("http://{}", upstream.address);
+    let scene = behind(Scene::plain(), &url, Some(("me", "pa55w0rd")));
+    let told = scene.look_at("http", target.port(), "/a");
+    says(&told, "fine", "certain");
+    // Who we are is said on the connection that was asked first, and from then on at once.
+    for (name, port, path, count) in [
+        (CONTROL, scene.control.port(), "/", 2),
+        (TARGET, target.port(), "/a", 1),
+    ] {
+        let heard = upstream.heard();
+        let asked = format!("HEAD http://{name}:{port}{path} HTTP/1.1\r\n");
+        assert_eq!(heard.matches(&asked).count(), count, "{heard}");
+        assert!(heard.contains("Proxy-Authorization: Basic "), "{heard}");
+    }
+    // What it says in the origin's place it signs, or it is a gateway's word; else it is the origin's.
+    for (answer, id, certainty) in [
+        (
+            "403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0",
+            "upstream_denies",
+            "certain",
+        ),
+        ("502 Bad Gateway", "upstream_fails", "certain"),
+        ("403 Forbidden", "ip_reputation_or_waf", "strong"),
+    ] {
+        let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+        let upstream = Origin::answering(answer);
+        let scene = Scene::plain().upstream(upstream.address, true);
+        let told = scene.look_at("http", target.port(), "/a");
+        says(&told, id, certainty);
+    }
+}
