@@ -210,3 +210,56 @@ fn a_plain_request_goes_through_an_upstream_as_the_proxy_sends_it() {
         says(&told, id, certainty);
     }
 }
+
+#[test]
+fn credentials_that_an_upstream_refuses_are_not_called_missing() {
+    let upstream = Origin::serving(|stream| {
+        let head = wire::read_head(&stream);
+        wire::send(
+            &stream,
+            "HTTP/1.1 407 Who?\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
+        head
+    });
+    for (scene, scheme) in [(Scene::plain(), "http"), (Scene::new(), "https")] {
+        let target = match scheme {
+            "http" => Web::plain(|_| web::answer(200, "")),
+            _ => good(&scene),
+        };
+        let url = format!("http://{}", upstream.address);
+        let scene = behind(scene, &url, Some(("me", "pa55w0rd")));
+        let told = scene.look_at(scheme, target.port(), "/");
+        says(&told, "upstream_auth", "certain");
+        is_caused(&told, "upstream.auth_rejected");
+        assert_eq!(
+            told["verdict"]["sentence"],
+            "corp refuses the credentials that it gets"
+        );
+        assert!(!told.to_string().contains("pa55w0rd"), "{told:#}");
+        let scene = behind(scene, &url, None);
+        let told = scene.look_at(scheme, target.port(), "/");
+        says(&told, "upstream_auth", "certain");
+        is_caused(&told, "upstream.auth_required");
+    }
+}
+
+#[test]
+fn an_upstream_that_nobody_trusts_is_not_called_down() {
+    let target = Web::plain(|_| web::answer(200, ""));
+    let stranger = Ca::named("somebody else");
+    let upstream = Web::tls(&stranger, &["localhost"], |_| web::answer(200, ""));
+    let url = format!("https://localhost:{}", upstream.port());
+    let scene = behind(Scene::plain(), &url, None);
+    let told = scene.look_at("http", target.port(), "/");
+    says(&told, "upstream_certificate", "certain");
+    is_caused(&told, "upstream.tls.cert.unknown_issuer");
+    // A proxy of plain HTTP is one with another scheme.
+    let plain = serve(|stream| {
+        tls::read_record(&stream);
+        wire::send(&stream, "HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    let url = format!("https://localhost:{plain}");
+    let scene = behind(Scene::plain(), &url, None);
+    let told = scene.look_at("http", target.port(), "/");
+    says(&told, "not_a_forward_proxy", "certain");
+}

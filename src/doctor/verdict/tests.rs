@@ -49,11 +49,16 @@ fn upstreams_speak_for_themselves() {
     for (cause, id) in [
         ("upstream.auth_required", "upstream_auth"),
         ("upstream.auth_rejected", "upstream_auth"),
+        ("upstream.auth_scheme_unsupported", "upstream_auth"),
+        ("upstream.auth_unavailable", "upstream_auth"),
         ("upstream.denied", "upstream_denies"),
         ("upstream.connect_unsupported", "not_a_forward_proxy"),
         ("upstream.malformed_reply", "not_a_forward_proxy"),
         ("upstream.connect.refused", "upstream_down"),
         ("upstream.no_reply", "upstream_down"),
+        ("upstream.tls.no_server_hello", "upstream_down"),
+        ("upstream.tls.cert.unknown_issuer", "upstream_certificate"),
+        ("upstream.tls.not_tls_reply", "not_a_forward_proxy"),
         ("upstream.rate_limited", "upstream_fails"),
     ] {
         check(
@@ -63,6 +68,25 @@ fn upstreams_speak_for_themselves() {
                 "chosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct target=ok cert=valid:CA\nway corp control={cause} target={cause},{cause}"
             ),
         );
+    }
+    // It answers for others.
+    let silent = "target=upstream.no_reply";
+    check(
+        "fails_behind_upstream",
+        Strong,
+        &format!(
+            "plain\nchosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:80\nway direct control=ok target=http.response_timeout h1=!\nway corp control=ok {silent}"
+        ),
+    );
+    // Credentials that are refused are none that are missing.
+    for (cause, part) in [
+        ("auth_required", "gets none"),
+        ("auth_rejected", "refuses the credentials that it gets"),
+    ] {
+        let verdict = judge(&facts(&format!(
+            "chosen corp\nway direct target=ok\nway corp target=upstream.{cause}"
+        )));
+        assert!(verdict.sentence.contains(part), "{verdict:?}");
     }
 }
 

@@ -93,8 +93,20 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
     let rest = cause.strip_prefix("upstream.")?;
     let name = &way.route;
     let verdict = match rest.split('.').next()? {
-        "auth_required" | "auth_rejected" | "auth_scheme_unsupported" | "auth_unavailable" => {
-            Verdict::new("upstream_auth", Certain, format!("{name} wants credentials that it does not get"))
+        "auth_rejected" => {
+            Verdict::new("upstream_auth", Certain, format!("{name} refuses the credentials that it gets"))
+                .mend(format!("look at user name and password of {name}, in upstreams.{name}.auth or in the variable that names it: one of them is wrong, or past its time"))
+        }
+        "auth_scheme_unsupported" => {
+            Verdict::new("upstream_auth", Certain, format!("{name} wants who we are told in a way that may not be used"))
+                .mend(format!("look at upstreams.{name}.auth.schemes, and at what {name} offers"))
+        }
+        "auth_unavailable" => {
+            Verdict::new("upstream_auth", Certain, format!("the credentials for {name} cannot be had"))
+                .mend(format!("look at the file, the program or the ticket (klist) that upstreams.{name}.auth names"))
+        }
+        "auth_required" => {
+            Verdict::new("upstream_auth", Certain, format!("{name} wants credentials, and gets none"))
                 .mend(format!("upstreams: {{{name}: {{auth: {{username: {{env: PROXY_USER}}, password: {{env: PROXY_PASSWORD}}}}}}}}"))
         }
         "denied" | "port_denied" => {
@@ -107,6 +119,28 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
             format!("what listens where {name} should be is no forward proxy"),
         )
         .mend(format!("look at upstreams.{name}.url: host, port, http or https")),
+        "tls" if rest.starts_with("tls.cert.") => Verdict::new(
+            "upstream_certificate",
+            Certain,
+            format!("{name} is there, and shows a certificate that is not trusted here"),
+        )
+        .mend(format!(
+            "if it is the right one, name its authority: upstreams.{name}.tls.ca; else look at upstreams.{name}.url, and ask those who run {name}"
+        )),
+        "tls" if rest == "tls.not_tls_reply" => Verdict::new(
+            "not_a_forward_proxy",
+            Certain,
+            format!("what listens where {name} should be does not speak TLS"),
+        )
+        .mend(format!("look at upstreams.{name}.url: port, and http:// in place of https://")),
+        // To others it answers.
+        "no_reply" | "closed" | "reset" if way.is_up() == Some(true) => Verdict::new(
+            "fails_behind_upstream",
+            Strong,
+            format!("{name} answers for others, and not for {}", facts.target),
+        )
+        .because(controls(way))
+        .mend("ask those who run the upstream, or try another one"),
         "dns" | "connect" | "tls" | "no_reply" | "closed" | "reset" => Verdict::new(
             "upstream_down",
             Certain,
