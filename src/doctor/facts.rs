@@ -274,6 +274,13 @@ impl Facts {
         self.ways.iter().find(|way| way.is_direct())
     }
 
+    /// Whether the policy leads round the direct way, and the target works so: what is wrong with that way harms nobody.
+    pub fn is_served_round(&self) -> bool {
+        let chosen = self.chosen.as_deref();
+        let mut round = self.ways.iter().filter(|way| !way.is_direct());
+        round.any(|way| Some(&*way.route) == chosen && way.works())
+    }
+
     /// What came of a content: fine where any try was; nothing where none was made.
     pub fn cell(&self, content: Content) -> Option<bool> {
         let mut tries = self

@@ -2,6 +2,22 @@ use super::notation::{check, facts};
 use crate::doctor::verdict::Certainty::{Certain, Medium, Strong};
 use crate::doctor::verdict::judge;
 
+/// A direct way that leads nowhere is no fault where the policy leads round it.
+#[test]
+fn what_the_policy_goes_round_is_no_verdict() {
+    for direct in [
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=connect.timeout target=connect.timeout",
+        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=tls.reset_after_client_hello",
+        "dns system !dns.nxdomain\ndns clean~ 192.0.2.1\nway direct control=ok target=dns.nxdomain",
+    ] {
+        let corp = "way corp control=ok target=ok cert=valid:CA";
+        let lines = format!("chosen corp\n{direct}\n{corp}");
+        check("fine", Certain, &lines);
+        let verdict = judge(&facts(&lines));
+        assert_eq!(verdict.counter, ["it does not work direct"]);
+    }
+}
+
 #[test]
 fn a_path_is_answered_for_itself() {
     let way = |status: u16| {
