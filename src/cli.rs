@@ -307,3 +307,12 @@ fn print(text: &str) {
 pub fn help() -> String {
     Cli::command().render_long_help().to_string()
 }
+
+/// A value as a shell takes it.
+fn quoted(value: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:.-_@%+=,…".contains(c);
+    if value.chars().all(is_plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\'', r"'\''"))
+}

@@ -8,7 +8,7 @@ use serde_json::Value;
 use support::origin::Origin;
 use support::scene::{CONTROL, Scene, TARGET, good, pins, says, serve};
 use support::web::{self, Ca, Web};
-use support::{tls, wire};
+use support::{routecause, run, tls, wire};
 
 /// The cause that the first piece of evidence names.
 #[track_caller]
@@ -262,4 +262,47 @@ fn an_upstream_that_nobody_trusts_is_not_called_down() {
     let scene = behind(Scene::plain(), &url, None);
     let told = scene.look_at("http", target.port(), "/");
     says(&told, "not_a_forward_proxy", "certain");
+}
+
+#[test]
+fn the_command_to_look_again_forgets_nothing() {
+    let target = Web::plain(|_| web::answer(204, ""));
+    let scene = Scene::plain();
+    let policy = scene.policy(&pins("127.0.0.1"));
+    let url = format!("http://me:s3cret@{TARGET}:{}/a?b=1&c", target.port());
+    let portal = format!("http://127.0.0.1:{}/204", target.port());
+    let (status, stdout, stderr) = run(routecause().args(["doctor", &url, "--no-control"]).args([
+        "--locate", "--portal", &portal, "--json", "--policy", &policy,
+    ]));
+    assert!(status.success(), "{stdout}{stderr}");
+    let told: Value = serde_json::from_str(&stdout).unwrap();
+    let shown = url.replace("me:s3cret", "…");
+    assert_eq!(
+        told["recheck"],
+        format!(
+            "routecause doctor '{shown}' --locate --no-control --json --portal {portal} --policy {policy}"
+        )
+    );
+}
+
+#[test]
+fn nobody_is_said_to_be_asked_where_nobody_is() {
+    for args in [
+        &["ftp://files.example/"][..],
+        &["http://files.example:99999/"],
+        &[
+            "http://files.example/",
+            "--portal",
+            "https://portal.example/",
+        ],
+        &[
+            "http://files.example/",
+            "--policy",
+            "/nonexistent/policy.yaml",
+        ],
+    ] {
+        let (status, stdout, stderr) = run(routecause().arg("doctor").args(args).env_remove("CI"));
+        assert!(!status.success() && stdout.is_empty(), "{args:?}: {stdout}");
+        assert!(!stderr.contains("asked as well"), "{args:?}: {stderr}");
+    }
 }

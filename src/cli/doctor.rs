@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use self::page::{Page, Tone};
 use super::explain::decision;
-use super::{PolicyArg, dns, exit, parse, variables};
+use super::{PolicyArg, dns, exit, parse, quoted, variables};
 use crate::app::explain::{AskError, Asked};
 use crate::config::env::{Environment, without_credentials};
 use crate::config::{self, Loaded, Options, Source};
@@ -125,14 +125,6 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         say!("error: {flag} goes with {with}");
         return exit::USAGE;
     }
-    let asks_controls =
-        !matches!(args.subject.as_str(), "env" | "docker") && !args.compare && args.idle.is_none();
-    if asks_controls && has_usual_controls(args, env) {
-        say!(
-            "note: {} are asked as well, to tell blocking from an outage; --control HOST names others, --no-control none",
-            CONTROLS.join(" and ")
-        );
-    }
     if args.compare {
         return compare::run(args, env);
     }
@@ -155,6 +147,10 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    if let Err(error) = announce_controls(args, env) {
+        say!("error: {error:#}");
+        return exit::USAGE;
+    }
     let diagnosis = if args.thorough {
         thorough::diagnose(subject, args, &policy, env)
     } else {
@@ -408,6 +404,22 @@ fn find_out(
     })
 }
 
+/// Says which hosts are asked that nobody named, before they are.
+///
+/// # Errors
+/// Where what is to be asked beside the target cannot be read, so that nobody is asked at all.
+fn announce_controls(args: &DoctorArgs, env: &Environment) -> anyhow::Result<()> {
+    controls(args, env, Spoken::default())?;
+    portal(args)?;
+    if has_usual_controls(args, env) {
+        say!(
+            "note: {} are asked as well, to tell blocking from an outage; --control HOST names others, --no-control none",
+            CONTROLS.join(" and ")
+        );
+    }
+    Ok(())
+}
+
 /// Whether hosts are asked that nobody named. In a job of CI nobody is there to be told.
 fn has_usual_controls(args: &DoctorArgs, env: &Environment) -> bool {
     args.control.is_empty() && !args.no_control && env.get("CI").is_none()
@@ -486,32 +498,57 @@ fn denied(target: &Target, rule: &Rule, of_network: &Verdict) -> Verdict {
 }
 
 fn recheck(args: &DoctorArgs) -> String {
-    let mut text = "routecause doctor".to_owned();
-    for subject in iter::once(&args.subject).chain(&args.more) {
-        let _ = write!(text, " {}", without_credentials(subject));
+    // Each is named, so that none is forgotten here.
+    let DoctorArgs {
+        policy: PolicyArg { policy },
+        json,
+        control,
+        no_control,
+        portal,
+        unit,
+        pid,
+        image,
+        subject,
+        compare,
+        idle,
+        locate,
+        thorough,
+        more,
+    } = args;
+    let mut words = vec!["routecause".to_owned(), "doctor".to_owned()];
+    words.extend(
+        iter::once(subject)
+            .chain(more)
+            .map(|url| without_credentials(url)),
+    );
+    let flags = [
+        (*compare, "--compare"),
+        (*locate, "--locate"),
+        (*thorough, "--thorough"),
+        (*no_control, "--no-control"),
+        (*json, "--json"),
+    ];
+    let flags = flags.into_iter().filter(|(is_given, _)| *is_given);
+    words.extend(flags.map(|(_, flag)| flag.to_owned()));
+    let values = [
+        ("--idle", idle.map(|idle| Brief(idle).to_string())),
+        ("--unit", unit.clone()),
+        ("--pid", pid.map(|pid| pid.to_string())),
+        ("--image", image.clone()),
+        ("--portal", portal.as_deref().map(without_credentials)),
+        (
+            "--policy",
+            policy.as_ref().map(|path| path.display().to_string()),
+        ),
+    ];
+    let controls = control
+        .iter()
+        .map(|control| ("--control", Some(control.clone())));
+    for (flag, value) in values.into_iter().chain(controls) {
+        words.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
     }
-    if args.compare {
-        text.push_str(" --compare");
-    }
-    if args.locate {
-        text.push_str(" --locate");
-    }
-    if args.thorough {
-        text.push_str(" --thorough");
-    }
-    if let Some(idle) = args.idle {
-        let _ = write!(text, " --idle {}", Brief(idle));
-    }
-    if let Some(image) = &args.image {
-        let _ = write!(text, " --image {image}");
-    }
-    if let Some(policy) = &args.policy.policy {
-        let _ = write!(text, " --policy {}", policy.display());
-    }
-    for control in &args.control {
-        let _ = write!(text, " --control {control}");
-    }
-    text
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    words.join(" ")
 }
 
 /// The verdict as a tired person reads it: what is the matter first.

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::serve::{LAST_RECORDS, Signals, exit_of_start, write_diary};
-use super::{exit, parse, print, wants_colour};
+use super::{exit, parse, print, quoted, wants_colour};
 use crate::config::Source;
 use crate::config::env::Environment;
 use crate::failure::chain;
@@ -278,12 +278,3 @@ fn greet(lab: &Lab, target: Option<&str>, is_json: bool) {
 
 /// Lines of settings are about as long.
 const WIDTH: usize = 110;
-
-/// A value as a shell takes it.
-fn quoted(value: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:.-_@%+=,".contains(c);
-    if value.chars().all(is_plain) {
-        return value.to_owned();
-    }
-    format!("'{}'", value.replace('\'', r"'\''"))
-}

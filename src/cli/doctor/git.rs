@@ -9,7 +9,7 @@ use super::super::exit;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
 use super::program::{command, run as run_program, told};
-use super::{Diagnosis, diagnose_below, of_text, recheck};
+use super::{Diagnosis, announce_controls, diagnose_below, of_text, recheck};
 use crate::config::env::{Environment, without_credentials};
 use crate::doctor::Verdict;
 use crate::doctor::git::{
@@ -200,6 +200,7 @@ fn of_network(seen: &Seen, args: &DoctorArgs, env: &Environment) -> anyhow::Resu
         (Transport::Http, false) => "http://",
         (Transport::Ssh | Transport::Git, _) => "",
     };
+    announce_controls(args, env)?;
     let url = format!("{scheme}{host}:{}", remote.port());
     // Repositories stand below.
     let Diagnosis { verdict, .. } = diagnose_below(&url, args, &policy, env)?;

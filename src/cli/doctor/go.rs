@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{exit, print};
 use super::DoctorArgs;
-use super::{Diagnosis, diagnose_below, load};
+use super::{Diagnosis, announce_controls, diagnose_below, load};
 use crate::config::env::{Environment, without_credentials};
 
 /// What `go env -json` says, as far as it matters here.
@@ -66,6 +66,10 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    if let Err(error) = announce_controls(args, env) {
+        say!("error: {error:#}");
+        return exit::USAGE;
+    }
     let mut notes = notes(&settings);
     let mut look = |url: &str, then: Option<char>| {
         let place = without_credentials(url);
