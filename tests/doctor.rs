@@ -435,8 +435,8 @@ fn variables_of_this_shell_are_judged() {
     let mut command = routecause();
     command
         .args(["doctor", "env", "--json"])
-        .env("https_proxy", "http://me:secret@proxy.test:8080")
-        .env("HTTPS_PROXY", "http://other.test:8080");
+        .env("https_proxy", "http://me:secret@127.0.0.1:9")
+        .env("HTTPS_PROXY", "http://127.0.0.2:9");
     let (status, stdout, _) = run(&mut command);
     assert_eq!(status.code(), Some(1));
     assert!(!stdout.contains("secret"), "{stdout}");

@@ -306,3 +306,36 @@ fn nobody_is_said_to_be_asked_where_nobody_is() {
         assert!(!stderr.contains("asked as well"), "{args:?}: {stderr}");
     }
 }
+
+#[test]
+fn the_proxy_that_variables_name_is_tried() {
+    let proxy = Web::plain(|_| web::answer(200, ""));
+    let look = |proxy: &str| {
+        let mut command = routecause();
+        command.args(["doctor", "env"]);
+        for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"] {
+            command.env(name, proxy);
+        }
+        run(&mut command)
+    };
+    let (status, stdout, stderr) = look(&format!("http://me:s3cret@{}", proxy.address));
+    assert!(status.success(), "{stdout}{stderr}");
+    assert!(
+        stdout.contains(&format!(
+            "{} takes connections\nnothing is wrong",
+            proxy.address
+        )),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("s3cret"), "{stdout}");
+    let nowhere = Origin::nowhere();
+    let (status, stdout, _) = look(&format!("http://me:s3cret@{nowhere}"));
+    assert_eq!(status.code(), Some(1), "{stdout}");
+    assert!(
+        stdout.contains(&format!(
+            "{nowhere} cannot be reached from this machine: connect.refused: "
+        )),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("s3cret"), "{stdout}");
+}

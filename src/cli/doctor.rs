@@ -7,6 +7,7 @@ mod go;
 mod idle;
 mod page;
 mod program;
+pub(super) mod reach;
 mod thorough;
 
 use std::fmt::{self, Write as _};

@@ -10,15 +10,21 @@ use std::process::Command;
 use serde::Serialize;
 
 use super::doctor::DoctorArgs;
+use super::doctor::reach::reach;
 use super::{exit, print};
 use crate::config::DEFAULT_LISTEN;
-use crate::config::env::{Environment, is_usable_proxy, proxy_without_credentials};
+use crate::config::env::{Environment, is_usable_proxy, proxy_target, proxy_without_credentials};
 use crate::doctor::docker::places::words;
+use crate::doctor::facts::Probe;
 use crate::policy::no_proxy::{Dialect, NoProxy};
 use crate::record::quote;
+use crate::target::Target;
 
 /// Names of variables that programs read, in lower case.
 const NAMES: [&str; 4] = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+
+/// Those of them that name a proxy.
+const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -27,10 +33,23 @@ struct Told {
     /// Whose variables they are.
     of: String,
     variables: Vec<Variable>,
+    /// The proxies that they name, tried from this machine.
+    proxies: Vec<Reached>,
     problems: Vec<String>,
     /// What was not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
+}
+
+/// A proxy, and what came of a connection to it.
+#[derive(Serialize)]
+struct Reached {
+    /// Host and port.
+    proxy: String,
+    /// The variables that name it.
+    named_by: Vec<String>,
+    #[serde(flatten)]
+    outcome: Probe,
 }
 
 /// A variable, and the files that set it.
@@ -79,6 +98,10 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
     };
     let mut told = examine(of, &variables, &places(env));
     told.notes = notes;
+    if let Err(error) = told.reach(&variables, env) {
+        say!("error: {error:#}");
+        return exit::FAILED;
+    }
     if args.json {
         match serde_json::to_string_pretty(&told) {
             Ok(text) => print(&(text + "\n")),
@@ -91,6 +114,48 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         0
     } else {
         exit::FAILED
+    }
+}
+
+impl Told {
+    /// Connects to each proxy that is named.
+    fn reach(
+        &mut self,
+        variables: &BTreeMap<String, String>,
+        env: &Environment,
+    ) -> anyhow::Result<()> {
+        let mut proxies: Vec<(Target, Vec<String>)> = Vec::new();
+        for (name, value) in variables {
+            let lower = name.to_lowercase();
+            // What is wrong with a value is told already.
+            let target = match proxy_target(value) {
+                Ok(target) if PROXIES.contains(&&*lower) && !value.is_empty() => target,
+                Ok(_) | Err(_) => continue,
+            };
+            match proxies.iter_mut().find(|(proxy, _)| *proxy == target) {
+                Some((_, names)) => names.push(name.clone()),
+                None => proxies.push((target, vec![name.clone()])),
+            }
+        }
+        if proxies.is_empty() {
+            return Ok(());
+        }
+        let targets: Vec<_> = proxies.iter().map(|(proxy, _)| proxy.clone()).collect();
+        let outcomes = reach(&targets, env)?;
+        for ((proxy, named_by), outcome) in proxies.into_iter().zip(outcomes) {
+            if let (Some(cause), Some(message)) = (&outcome.cause, &outcome.message) {
+                self.problems.push(format!(
+                    "{}: {proxy} cannot be reached from this machine: {cause}: {message}: look at host and port, and whether the proxy runs",
+                    named_by.join(", ")
+                ));
+            }
+            self.proxies.push(Reached {
+                proxy: proxy.to_string(),
+                named_by,
+                outcome,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -305,6 +370,7 @@ fn examine(of: String, variables: &BTreeMap<String, String>, places: &[PathBuf])
         schema: "routecause.doctor.env/1",
         of,
         variables: told,
+        proxies: Vec::new(),
         problems,
         notes: Vec::new(),
     }
@@ -335,6 +401,9 @@ fn tell(told: &Told) -> String {
                 variable.set_in.join(", ")
             );
         }
+    }
+    for reached in told.proxies.iter().filter(|tried| tried.outcome.is_fine()) {
+        let _ = writeln!(text, "{} takes connections", quote(&reached.proxy));
     }
     for problem in &told.problems {
         let _ = writeln!(text, "! {}", quote(problem));

@@ -13,12 +13,14 @@ use super::super::run::docker::Bridge;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
 use super::program::{command, told};
-use super::{Diagnosis, STRAIGHT, diagnose, of_text, recheck, without_user};
+use super::reach::reach as reach_from_here;
+use super::{recheck, without_user};
 use crate::config::env::Environment;
+use crate::doctor::Verdict;
 use crate::doctor::docker::places::{Baked, Kind, Place, baked, baked_in_image};
 use crate::doctor::docker::{Reached, Seen, judge};
 use crate::doctor::facts::Probe;
-use crate::doctor::{Facts, Verdict};
+use crate::target::Target;
 use inside::Container;
 
 /// Where the engine reads its settings.
@@ -178,19 +180,16 @@ fn reach(
     env: &Environment,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<()> {
-    let mut wanted: Vec<(String, bool)> = Vec::new();
+    let mut wanted: Vec<(Target, bool)> = Vec::new();
     for place in &seen.places {
         for setting in place.proxies() {
             let Some(target) = &setting.target else {
                 continue;
             };
             let is_inside = place.kind.is_for_containers() && !setting.is_loopback();
-            match wanted
-                .iter_mut()
-                .find(|(proxy, _)| *proxy == target.to_string())
-            {
+            match wanted.iter_mut().find(|(proxy, _)| proxy == target) {
                 Some((_, inside)) => *inside |= is_inside,
-                None => wanted.push((target.to_string(), is_inside)),
+                None => wanted.push((target.clone(), is_inside)),
             }
         }
     }
@@ -209,8 +208,10 @@ fn reach(
         Some(Ok(container)) => Some(container),
         None => None,
     };
-    for (proxy, is_inside) in wanted {
-        let outside = of_proxy(&outside(&proxy, args)?);
+    let proxies: Vec<_> = wanted.iter().map(|(proxy, _)| proxy.clone()).collect();
+    let outside = reach_from_here(&proxies, env)?;
+    for ((proxy, is_inside), outside) in wanted.into_iter().zip(outside) {
+        let proxy = proxy.to_string();
         let inside = match (&container, is_inside) {
             (Some(container), true) => match container.reaches(&proxy) {
                 Ok(probe) => Some(probe),
@@ -236,26 +237,6 @@ fn reach(
         }
     }
     Ok(())
-}
-
-/// Looks at a proxy from this machine, straight.
-fn outside(proxy: &str, args: &DoctorArgs) -> anyhow::Result<Facts> {
-    let none = Environment::default();
-    let policy = of_text(STRAIGHT, &none)?;
-    let args = DoctorArgs {
-        no_control: true,
-        control: Vec::new(),
-        portal: None,
-        ..args.clone()
-    };
-    let Diagnosis { facts, .. } = diagnose(proxy, &args, &policy, &none)?;
-    Ok(facts)
-}
-
-/// What became of a connection to a proxy.
-fn of_proxy(facts: &Facts) -> Probe {
-    let direct = facts.direct().and_then(|way| way.target.last());
-    direct.cloned().unwrap_or_default()
 }
 
 /// The places as a table, and what was tried.
