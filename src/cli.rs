@@ -136,7 +136,7 @@ Examples:
     #[command(after_help = "\
 Exit codes: 0 it works, 1 it does not
 
-It asks the target's host and the controls, at most some forty connections, with nothing of yours in them: HEAD / only.
+It asks the target's host and the controls, at most some forty connections, with nothing of yours in them but the URL's path: HEAD only.
 Controls are example.com and www.iana.org where none are named, which it says before it asks, and none where CI is set.
 
 Examples:
