@@ -182,6 +182,13 @@ fn route_via(facts: &Facts, way: &Way) -> String {
     rule(&facts.host, None, &action)
 }
 
+/// What to do where an upstream refuses what it is told.
+fn of_credentials(upstream: &str) -> String {
+    format!(
+        "look at user name and password of {upstream}, in upstreams.{upstream}.auth or in the variable that names it: one of them is wrong, or past its time"
+    )
+}
+
 /// A rule for a host, at a port alone where one is named.
 pub fn rule(host: &str, port: Option<u16>, action: &str) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

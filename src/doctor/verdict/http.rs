@@ -1,8 +1,8 @@
 //! What the origin answers, and what it means that it does not.
 
 use super::Certainty::{Certain, Medium, Strong};
-use super::{Verdict, by, controls, failures, route_via};
-use crate::doctor::facts::{Facts, Http, Spoken};
+use super::{Verdict, by, controls, failures, of_credentials, route_via};
+use crate::doctor::facts::{Facts, Http, Probe, Spoken, Way};
 
 /// One version of HTTP works, and the other does not.
 pub(super) fn versions(facts: &Facts) -> Option<Verdict> {
@@ -63,13 +63,18 @@ pub(super) fn versions(facts: &Facts) -> Option<Verdict> {
 /// A connection stands, and the request on it gets no answer of HTTP.
 pub(super) fn unanswered(facts: &Facts) -> Option<Verdict> {
     let chosen = facts.chosen.as_deref().unwrap_or("direct");
-    let way = facts.ways.iter().find(|way| way.route == chosen);
-    let way = way.or_else(|| facts.direct())?;
-    let failure = way.failure().filter(|_| !way.works())?;
-    let cause = failure
-        .cause
-        .as_deref()
-        .filter(|cause| cause.starts_with("http."))?;
+    let chosen = facts.ways.iter().find(|way| way.route == chosen);
+    if chosen.is_some_and(Way::works) {
+        return None;
+    }
+    let fails = |way: &&Way| {
+        let is_of_http = |failure: &Probe| failure.failed_of("http.");
+        !way.works() && way.failure().is_some_and(is_of_http)
+    };
+    let way = chosen
+        .filter(fails)
+        .or_else(|| facts.direct().filter(fails))?;
+    let cause = way.failure()?.cause.as_deref()?;
     if let Some(works) = facts.ways.iter().find(|other| other.works()) {
         let id = if way.is_direct() {
             "blocked_on_direct_way"
@@ -126,6 +131,8 @@ pub(super) fn unanswered(facts: &Facts) -> Option<Verdict> {
         "http.response_timeout" => {
             verdict.but("it may only be slow: what runs there may need longer than was waited")
         }
+        // By another way it fails as well.
+        _ if facts.ways.len() > 1 => verdict,
         _ => verdict.but("what reads requests on the way can do the same: try it via an upstream"),
     })
 }
@@ -142,7 +149,21 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
             .iter()
             .map(|(way, status)| format!("{}: status {status}", by(way)))
     };
+    // What is not signed, and comes in the clear, may be the upstream's as well as the origin's.
+    let is_behind = facts.spoken == Spoken::Http && !way.is_direct();
     if let Some((fine, _)) = statuses.iter().find(|(_, status)| *status < 400) {
+        if *status == 401 && is_behind {
+            let verdict = Verdict::new(
+                "upstream_auth",
+                Strong,
+                format!(
+                    "{} answers 401 where the target works {}: it refuses the credentials that it gets",
+                    way.route,
+                    by(fine)
+                ),
+            );
+            return Some(verdict.because(told()).mend(of_credentials(&way.route)));
+        }
         return matches!(status, 403 | 429 | 503).then(|| {
             Verdict::new(
                 "ip_reputation_or_waf",
@@ -169,21 +190,20 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
     if is_of_method || is_of_root || facts.wants_more && *status < 500 {
         return None;
     }
-    let verdict = Verdict::new(
-        "origin_answers",
-        Certain,
-        format!("the way is fine, and the origin itself answers {status}: {what}"),
-    )
-    .because(told())
-    .but(format!(
-        "HEAD {} was asked, without credentials",
-        facts.path
-    ));
-    // What an upstream does not sign cannot be told from what it passes on.
-    let is_behind = facts.spoken == Spoken::Http && !way.is_direct();
-    Some(if is_behind {
-        verdict.but(format!("{} may have answered in its place", way.route))
+    let verdict = if is_behind {
+        let who = format!("{} or the origin behind it", way.route);
+        Verdict::new(
+            "origin_answers",
+            Medium,
+            format!("the request is answered, and {who} says {status}: {what}"),
+        )
     } else {
-        verdict
-    })
+        Verdict::new(
+            "origin_answers",
+            Certain,
+            format!("the way is fine, and the origin itself answers {status}: {what}"),
+        )
+    };
+    let asked = format!("HEAD {} was asked, without credentials", facts.path);
+    Some(verdict.because(told()).but(asked))
 }

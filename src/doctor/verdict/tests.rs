@@ -75,7 +75,15 @@ fn upstreams_speak_for_themselves() {
         "fails_behind_upstream",
         Strong,
         &format!(
-            "plain\nchosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:80\nway direct control=ok target=http.response_timeout h1=!\nway corp control=ok {silent}"
+            "plain\nchosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:80\nway direct control=ok target=connect.timeout\nway corp control=ok {silent}"
+        ),
+    );
+    // It is the origin that does not, on the direct way as well.
+    check(
+        "origin_does_not_answer",
+        Strong,
+        &format!(
+            "plain\nchosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:80\nway direct control=ok target=http.empty_reply h1=!\nway corp control=ok {silent}"
         ),
     );
     // Credentials that are refused are none that are missing.

@@ -1,7 +1,7 @@
 //! A way as a whole: is it up, is a portal or an upstream in it, does it work.
 
 use super::Certainty::{Certain, Medium, Strong};
-use super::{Verdict, by, controls, failures, route_via, rule};
+use super::{Verdict, by, controls, failures, of_credentials, route_via, rule};
 use crate::doctor::facts::{Facts, Hop, Probe, Way};
 
 pub(super) fn route_down(facts: &Facts) -> Option<Verdict> {
@@ -92,10 +92,16 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
     let cause = failure.cause.as_deref()?;
     let rest = cause.strip_prefix("upstream.")?;
     let name = &way.route;
+    let serves_others = way.is_up() == Some(true);
+    // The direct way shows that it is the origin.
+    let is_origins = facts
+        .direct()
+        .and_then(Way::failure)
+        .is_some_and(|failure| failure.failed_of("http."));
     let verdict = match rest.split('.').next()? {
         "auth_rejected" => {
             Verdict::new("upstream_auth", Certain, format!("{name} refuses the credentials that it gets"))
-                .mend(format!("look at user name and password of {name}, in upstreams.{name}.auth or in the variable that names it: one of them is wrong, or past its time"))
+                .mend(of_credentials(name))
         }
         "auth_scheme_unsupported" => {
             Verdict::new("upstream_auth", Certain, format!("{name} wants who we are told in a way that may not be used"))
@@ -133,8 +139,8 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
             format!("what listens where {name} should be does not speak TLS"),
         )
         .mend(format!("look at upstreams.{name}.url: port, and http:// in place of https://")),
-        // To others it answers.
-        "no_reply" | "closed" | "reset" if way.is_up() == Some(true) => Verdict::new(
+        "no_reply" | "closed" | "reset" if serves_others && is_origins => return None,
+        "no_reply" | "closed" | "reset" if serves_others => Verdict::new(
             "fails_behind_upstream",
             Strong,
             format!("{name} answers for others, and not for {}", facts.target),
@@ -147,7 +153,7 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
             format!("{name} itself cannot be reached, or does not answer"),
         )
         .mend(format!("look at upstreams.{name}.url, and whether {name} runs")),
-        "reported" if way.is_up() == Some(true) => return None,
+        "reported" if serves_others => return None,
         _ => Verdict::new("upstream_fails", Certain, format!("{name} could not reach the target")),
     };
     let verdict = verdict.because(failures(facts));

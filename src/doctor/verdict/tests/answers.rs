@@ -49,6 +49,29 @@ fn a_path_is_answered_for_itself() {
 }
 
 #[test]
+fn an_answer_in_the_clear_may_be_the_upstreams() {
+    let corp = |direct: &str, status: u16| {
+        format!(
+            "plain\nchosen corp\npath /a\ndns system 192.0.2.1\nway direct control=ok {direct}\nway corp control=ok target=ok h1={status}"
+        )
+    };
+    let works = "target=ok h1=200";
+    check("upstream_auth", Strong, &corp(works, 401));
+    check("ip_reputation_or_waf", Strong, &corp(works, 403));
+    // Nothing to hold against it.
+    check(
+        "origin_answers",
+        Medium,
+        &corp("target=connect.timeout", 500),
+    );
+    check(
+        "origin_answers",
+        Medium,
+        &corp("target=connect.timeout", 401),
+    );
+}
+
+#[test]
 fn a_request_that_gets_no_answer_is_no_way_that_works() {
     let begin = "dns system 192.0.2.1\ntcp 192.0.2.1:80\n";
     for (cause, id, certainty) in [
