@@ -116,7 +116,7 @@ pub(super) fn tell(
     let refuses = "`serve` refuses to start without it";
     match (secrets, error.help) {
         (Secrets::Needed | Secrets::Withheld, help) => {
-            findings.error(place, error.message).help = help
+            findings.error(place, error.message).help = help;
         }
         (Secrets::Wanted, Some(help)) => {
             let help = format!("{help}: {refuses}");
