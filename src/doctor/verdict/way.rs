@@ -119,6 +119,17 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
             Verdict::new("upstream_denies", Certain, format!("{name} refuses this target by its own rules"))
                 .mend(format!("ask those who run {name} to allow {}", facts.target))
         }
+        // Of its reply to a plain request the bytes may be the origin's.
+        "no_reply" | "closed" | "reset" | "malformed_reply" if serves_others && is_origins => {
+            return None;
+        }
+        "no_reply" | "closed" | "reset" | "malformed_reply" if serves_others => Verdict::new(
+            "fails_behind_upstream",
+            Strong,
+            format!("{name} works for others, and not for {}", facts.target),
+        )
+        .because(controls(way))
+        .mend("ask those who run the upstream, or try another one"),
         "connect_unsupported" | "redirected" | "malformed_reply" => Verdict::new(
             "not_a_forward_proxy",
             Certain,
@@ -139,14 +150,6 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
             format!("what listens where {name} should be does not speak TLS"),
         )
         .mend(format!("look at upstreams.{name}.url: port, and http:// in place of https://")),
-        "no_reply" | "closed" | "reset" if serves_others && is_origins => return None,
-        "no_reply" | "closed" | "reset" if serves_others => Verdict::new(
-            "fails_behind_upstream",
-            Strong,
-            format!("{name} answers for others, and not for {}", facts.target),
-        )
-        .because(controls(way))
-        .mend("ask those who run the upstream, or try another one"),
         "dns" | "connect" | "tls" | "no_reply" | "closed" | "reset" => Verdict::new(
             "upstream_down",
             Certain,

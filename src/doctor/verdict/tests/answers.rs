@@ -2,6 +2,26 @@ use super::notation::{check, facts};
 use crate::doctor::verdict::Certainty::{Certain, Medium, Strong};
 use crate::doctor::verdict::judge;
 
+/// What an origin sends through an upstream that works is not that upstream's.
+#[test]
+fn an_upstream_that_serves_others_is_a_forward_proxy() {
+    let corp = |plain: &str, direct: &str| {
+        format!(
+            "{plain}\nchosen corp\ndns system 192.0.2.1\nway direct control=ok {direct}\nway corp control=ok target=upstream.malformed_reply"
+        )
+    };
+    for direct in ["target=ok h1=200", "target=connect.timeout"] {
+        for plain in ["plain", ""] {
+            check("fails_behind_upstream", Strong, &corp(plain, direct));
+        }
+    }
+    check(
+        "not_http",
+        Strong,
+        &corp("plain", "target=http.malformed h1=!"),
+    );
+}
+
 /// A direct way that leads nowhere is no fault where the policy leads round it.
 #[test]
 fn what_the_policy_goes_round_is_no_verdict() {
