@@ -193,15 +193,20 @@ fn a_plain_request_goes_through_an_upstream_as_the_proxy_sends_it() {
         assert_eq!(heard.matches(&asked).count(), count, "{heard}");
         assert!(heard.contains("Proxy-Authorization: Basic "), "{heard}");
     }
-    // What it says in the origin's place it signs, or it is a gateway's word; else it is the origin's.
+    // What it says in the origin's place it signs; else it may be the origin's.
     for (answer, id, certainty) in [
         (
             "403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0",
             "upstream_denies",
             "certain",
         ),
-        ("502 Bad Gateway", "upstream_fails", "certain"),
-        ("403 Forbidden", "ip_reputation_or_waf", "strong"),
+        (
+            "429 Too Many\r\nProxy-Status: corp; error=http_request_error\r\nX-Squid-Error: ERR_BUSY 0",
+            "upstream_fails",
+            "certain",
+        ),
+        ("502 Bad Gateway", "upstream_fails", "strong"),
+        ("403 Forbidden", "origin_answers", "medium"),
     ] {
         let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
         let upstream = Origin::answering(answer);

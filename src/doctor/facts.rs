@@ -281,6 +281,14 @@ impl Facts {
         round.any(|way| Some(&*way.route) == chosen && way.works())
     }
 
+    /// Whether the target itself is known to serve by a way: in the clear a 5xx may be the upstream's own word, of a target that it
+    /// never reached.
+    pub fn reaches(&self, way: &Way) -> bool {
+        let status = way.http1.as_ref().and_then(|http| http.status);
+        let is_unsure = self.spoken == Spoken::Http && !way.is_direct();
+        way.works() && !(is_unsure && status.is_some_and(|status| status >= 500))
+    }
+
     /// What came of a content: fine where any try was; nothing where none was made.
     pub fn cell(&self, content: Content) -> Option<bool> {
         let mut tries = self

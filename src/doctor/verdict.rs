@@ -170,7 +170,7 @@ fn other(facts: &Facts) -> Option<&Way> {
     facts
         .ways
         .iter()
-        .find(|way| !way.is_direct() && way.works())
+        .find(|way| !way.is_direct() && facts.reaches(way))
 }
 
 fn route_via(facts: &Facts, way: &Way) -> String {

@@ -72,9 +72,7 @@ impl Doctor<'_> {
                 }
                 Ok(reply) => {
                     talk.accepted();
-                    // Unsigned, a gateway's words are the upstream's own as a rule: where an origin says them, other ways tell.
-                    let is_gateways = matches!(reply.status.as_u16(), 502..=504);
-                    return if reply.is_refusal || is_gateways {
+                    return if reply.is_refusal {
                         Err(failed(UpstreamError::Refused(Box::new(reply))))
                     } else {
                         Ok(reply.status)

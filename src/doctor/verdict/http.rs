@@ -1,7 +1,7 @@
 //! What the origin answers, and what it means that it does not.
 
 use super::Certainty::{Certain, Medium, Strong};
-use super::{Verdict, by, controls, failures, of_credentials, route_via};
+use super::{Verdict, by, controls, failures, route_via};
 use crate::doctor::facts::{Facts, Http, Probe, Spoken, Way};
 
 /// One version of HTTP works, and the other does not.
@@ -75,7 +75,7 @@ pub(super) fn unanswered(facts: &Facts) -> Option<Verdict> {
         .filter(fails)
         .or_else(|| facts.direct().filter(fails))?;
     let cause = way.failure()?.cause.as_deref()?;
-    if let Some(works) = facts.ways.iter().find(|other| other.works()) {
+    if let Some(works) = facts.ways.iter().find(|other| facts.reaches(other)) {
         let id = if way.is_direct() {
             "blocked_on_direct_way"
         } else {
@@ -151,29 +151,11 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
     };
     // What is not signed, and comes in the clear, may be the upstream's as well as the origin's.
     let is_behind = facts.spoken == Spoken::Http && !way.is_direct();
-    if let Some((fine, _)) = statuses.iter().find(|(_, status)| *status < 400) {
-        if *status == 401 && is_behind {
-            let verdict = Verdict::new(
-                "upstream_auth",
-                Strong,
-                format!(
-                    "{} answers 401 where the target works {}: it refuses the credentials that it gets",
-                    way.route,
-                    by(fine)
-                ),
-            );
-            return Some(verdict.because(told()).mend(of_credentials(&way.route)));
-        }
-        return matches!(status, 403 | 429 | 503).then(|| {
-            Verdict::new(
-                "ip_reputation_or_waf",
-                Strong,
-                format!("the origin answers {status} {} and serves others", by(way)),
-            )
-            .because(told())
-            .mend(route_via(facts, fine))
-        });
-    }
+    let who = if is_behind {
+        format!("{} or the origin behind it", way.route)
+    } else {
+        "the origin itself".to_owned()
+    };
     let what = match status {
         401 => "it wants credentials",
         404 => "there is no such page",
@@ -184,6 +166,42 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
         500.. => "it is broken",
         _ => "it refuses",
     };
+    if let Some((works, _)) = statuses.iter().find(|(_, status)| *status < 400) {
+        let (name, works_by) = (&way.route, by(works));
+        let verdict = match status {
+            401 if is_behind => Verdict::new(
+                "upstream_auth",
+                Medium,
+                format!("{who} asks who you are (401), where it works {works_by}"),
+            )
+            .mend(format!(
+                "ask those who run {name} whether they want to be told (upstreams.{name}.auth); where it is the origin that asks, go {works_by}"
+            )),
+            403 | 429 | 451 if is_behind => Verdict::new(
+                "origin_answers",
+                Medium,
+                format!("the request is answered, and {who} says {status}: {what}"),
+            )
+            .mend(format!(
+                "ask those who run {name} whether they refuse it; where it is the origin that refuses what comes from {name}, go {works_by}"
+            )),
+            500 | 502.. if is_behind => Verdict::new(
+                "upstream_fails",
+                Strong,
+                format!("{name} answers {status} where the target works {works_by}"),
+            )
+            .but(format!("an origin may answer so to what comes from {name} alone"))
+            .mend(route_via(facts, works)),
+            403 | 429 | 503 => Verdict::new(
+                "ip_reputation_or_waf",
+                Strong,
+                format!("the origin answers {status} {} and serves others", by(way)),
+            )
+            .mend(route_via(facts, works)),
+            _ => return None,
+        };
+        return Some(verdict.because(told()));
+    }
     // A server may know no HEAD, and may serve other paths than / alone.
     let is_of_method = matches!(status, 405 | 501);
     let is_of_root = *status == 404 && facts.path == "/";
@@ -191,7 +209,6 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
         return None;
     }
     let verdict = if is_behind {
-        let who = format!("{} or the origin behind it", way.route);
         Verdict::new(
             "origin_answers",
             Medium,
@@ -201,7 +218,7 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
         Verdict::new(
             "origin_answers",
             Certain,
-            format!("the way is fine, and the origin itself answers {status}: {what}"),
+            format!("the way is fine, and {who} answers {status}: {what}"),
         )
     };
     let asked = format!("HEAD {} was asked, without credentials", facts.path);

@@ -60,6 +60,8 @@ fn upstreams_speak_for_themselves() {
         ("upstream.tls.cert.unknown_issuer", "upstream_certificate"),
         ("upstream.tls.not_tls_reply", "not_a_forward_proxy"),
         ("upstream.rate_limited", "upstream_fails"),
+        ("upstream.loop", "upstream_fails"),
+        ("upstream.reported.dns", "upstream_fails"),
     ] {
         check(
             id,
@@ -86,8 +88,17 @@ fn upstreams_speak_for_themselves() {
             "plain\nchosen corp\ndns system 192.0.2.1\ntcp 192.0.2.1:80\nway direct control=ok target=http.empty_reply h1=!\nway corp control=ok {silent}"
         ),
     );
-    // Credentials that are refused are none that are missing.
+    // It tells of the target, which others reach.
+    check(
+        "fails_behind_upstream",
+        Strong,
+        "chosen corp\nway direct control=ok target=ok h1=200\nway corp control=ok target=upstream.reported.dns",
+    );
+    // Each is told for what it is, and what to do: credentials that are refused are none that are missing.
     for (cause, part) in [
+        ("rate_limited", "asked too often"),
+        ("loop", "came back to it"),
+        ("reported.dns", "could not reach the target"),
         ("auth_required", "gets none"),
         ("auth_rejected", "refuses the credentials that it gets"),
     ] {
@@ -95,6 +106,7 @@ fn upstreams_speak_for_themselves() {
             "chosen corp\nway direct target=ok\nway corp target=upstream.{cause}"
         )));
         assert!(verdict.sentence.contains(part), "{verdict:?}");
+        assert!(verdict.fix.is_some(), "{verdict:?}");
     }
 }
 

@@ -123,7 +123,8 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
         "no_reply" | "closed" | "reset" | "malformed_reply" if serves_others && is_origins => {
             return None;
         }
-        "no_reply" | "closed" | "reset" | "malformed_reply" if serves_others => Verdict::new(
+        "reported" if serves_others && !facts.direct().is_some_and(Way::works) => return None,
+        "no_reply" | "closed" | "reset" | "malformed_reply" | "reported" if serves_others => Verdict::new(
             "fails_behind_upstream",
             Strong,
             format!("{name} works for others, and not for {}", facts.target),
@@ -156,11 +157,19 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
             format!("{name} itself cannot be reached, or does not answer"),
         )
         .mend(format!("look at upstreams.{name}.url, and whether {name} runs")),
-        "reported" if serves_others => return None,
-        _ => Verdict::new("upstream_fails", Certain, format!("{name} could not reach the target")),
+        "rate_limited" => {
+            Verdict::new("upstream_fails", Certain, format!("{name} says that it was asked too often"))
+                .mend(format!("wait, or ask those who run {name} for a higher limit"))
+        }
+        "loop" => {
+            Verdict::new("upstream_fails", Certain, format!("{name} says that the request came back to it"))
+                .mend(format!("look at the proxies that {name} uses itself: one of them leads back"))
+        }
+        _ => Verdict::new("upstream_fails", Certain, format!("{name} could not reach the target"))
+            .mend(format!("see what {name}'s own log says of it, or try another way")),
     };
     let verdict = verdict.because(failures(facts));
-    let works = facts.ways.iter().find(|other| other.works());
+    let works = facts.ways.iter().find(|other| facts.reaches(other));
     Some(match works {
         Some(works) => verdict.but(format!("the target works {}", by(works))),
         None => verdict,
@@ -171,7 +180,7 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
 pub(super) fn everywhere(facts: &Facts) -> Option<Verdict> {
     let is_served = |way: &Way| {
         let has_spoken = |failure: &Probe| failure.failed_of("tls.") || failure.failed_of("http.");
-        way.works() || way.certificate.is_some() || way.failure().is_some_and(has_spoken)
+        facts.reaches(way) || way.certificate.is_some() || way.failure().is_some_and(has_spoken)
     };
     if facts.ways.iter().any(is_served) {
         return None;

@@ -76,8 +76,43 @@ fn an_answer_in_the_clear_may_be_the_upstreams() {
         )
     };
     let works = "target=ok h1=200";
-    check("upstream_auth", Strong, &corp(works, 401));
-    check("ip_reputation_or_waf", Strong, &corp(works, 403));
+    for (status, id, certainty, sentence) in [
+        (
+            401,
+            "upstream_auth",
+            Medium,
+            "corp or the origin behind it asks who you are (401), where it works direct",
+        ),
+        (
+            403,
+            "origin_answers",
+            Medium,
+            "the request is answered, and corp or the origin behind it says 403: it forbids this",
+        ),
+        (
+            503,
+            "upstream_fails",
+            Strong,
+            "corp answers 503 where the target works direct",
+        ),
+    ] {
+        let lines = corp(works, status);
+        check(id, certainty, &lines);
+        let verdict = judge(&facts(&lines));
+        assert_eq!(verdict.sentence, sentence);
+        assert!(verdict.fix.is_some(), "{verdict:?}");
+    }
+    // It says the same by the direct way.
+    check("origin_answers", Certain, &corp("target=ok h1=503", 503));
+    // A gateway that reaches nothing has not shown that there is a target.
+    for (cause, id, certainty) in [
+        ("connect.timeout", "origin_answers", Medium),
+        ("connect.refused", "server_down", Certain),
+    ] {
+        let lines = corp(&format!("target={cause}"), 503);
+        let tcp = format!("tcp 192.0.2.1:80 !{cause}");
+        check(id, certainty, &format!("{lines}\n{tcp}"));
+    }
     // Nothing to hold against it.
     check(
         "origin_answers",
