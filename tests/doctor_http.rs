@@ -22,7 +22,7 @@ type Talk = fn(TcpStream);
 
 #[test]
 fn a_plain_request_that_gets_no_answer_is_told_with_its_cause() {
-    let talks: [(Talk, &str, &str, &str); 4] = [
+    let talks: [(Talk, &str, &str, &str); 6] = [
         (
             |stream| {
                 wire::read_head(&stream);
@@ -58,24 +58,61 @@ fn a_plain_request_that_gets_no_answer_is_told_with_its_cause() {
             "strong",
             "http.malformed",
         ),
+        // Nobody asked for that.
+        (
+            |stream| {
+                wire::read_head(&stream);
+                wire::send(
+                    &stream,
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+                );
+                wire::read_to_end(&stream);
+            },
+            "not_http",
+            "strong",
+            "http.malformed",
+        ),
+        (
+            |stream| {
+                wire::read_head(&stream);
+                wire::send(
+                    &stream,
+                    format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(101)),
+                );
+                wire::read_to_end(&stream);
+            },
+            "head_too_large",
+            "certain",
+            "http.header_too_large",
+        ),
     ];
     let scene = Scene::plain();
-    for (talk, id, certainty, cause) in talks {
-        let told = scene.look_at("http", serve(talk), "/");
+    for (talk, id, certainty, cause) in &talks {
+        let told = scene.look_at("http", serve(*talk), "/");
         says(&told, id, certainty);
         is_caused(&told, cause);
         // The control was asked as the target is.
         let control = &told["facts"]["ways"][0]["controls"][0];
+        assert_eq!(control["with"], CONTROL, "{told:#}");
         assert_eq!(control["cause"], Value::Null, "{told:#}");
     }
-    assert!(
-        scene
-            .control
-            .seen()
-            .iter()
-            .all(|seen| seen.line == "HEAD /"),
-        "{:?}",
-        scene.control.seen()
+    let seen = scene.control.seen();
+    assert_eq!(seen.len(), talks.len(), "{seen:?}");
+    assert!(seen.iter().all(|seen| seen.line == "HEAD /"), "{seen:?}");
+}
+
+#[test]
+fn a_head_that_the_proxy_passes_on_is_not_too_large() {
+    let port = serve(|stream| {
+        wire::read_head(&stream);
+        let field = "a".repeat(300 * 1024);
+        wire::send(&stream, format!("HTTP/1.1 200 OK\r\nA: {field}\r\n\r\n"));
+        wire::read_to_end(&stream);
+    });
+    says(
+        &Scene::plain().look_at("http", port, "/"),
+        "fine",
+        "certain",
     );
 }
 
@@ -144,7 +181,7 @@ fn a_control_with_a_bad_certificate_shows_that_its_way_works() {
         tls::read_record(&stream);
         wire::reset(stream);
     }));
-    assert_ne!(told["verdict"]["id"], "route_down", "{told:#}");
+    says(&told, "unexplained", "medium");
     let target = good(&scene);
     says(&scene.look(target.port()), "fine", "certain");
 }

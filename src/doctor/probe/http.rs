@@ -12,7 +12,7 @@ use crate::doctor::facts::{Http, Spoken};
 use crate::failure::handshake::Handshake;
 use crate::failure::{Failure, MalformedAnswer, OriginError, chain};
 use crate::net::upstream::auth::Talk;
-use crate::net::upstream::{UpstreamError, ask};
+use crate::net::upstream::{Reply, UpstreamError, ask};
 use crate::route::{Dial, Form, Purpose};
 use crate::secret::Secret;
 use crate::target::Target;
@@ -39,7 +39,7 @@ impl Doctor<'_> {
         else {
             let request = head(&host, &method, path);
             let asked = ask(&mut io, request.as_bytes(), ANSWER).await;
-            return asked.map(|reply| reply.status).map_err(of_origin);
+            return asked.map_err(of_origin).and_then(|reply| status(&reply));
         };
         let failed = |error: UpstreamError| Failure::Upstream {
             upstream: upstream.clone(),
@@ -75,7 +75,7 @@ impl Doctor<'_> {
                     return if reply.is_refusal {
                         Err(failed(UpstreamError::Refused(Box::new(reply))))
                     } else {
-                        Ok(reply.status)
+                        status(&reply)
                     };
                 }
             }
@@ -104,7 +104,7 @@ impl Doctor<'_> {
         let begun = Instant::now();
         let request = head(&host, &Method::HEAD, &self.plan.path);
         let error = match ask(&mut io, request.as_bytes(), ANSWER).await {
-            Ok(reply) => return Ok(reply.status),
+            Ok(reply) => return status(&reply),
             Err(error) => error,
         };
         // In TLS 1.3 a server says only now that it wants a certificate of ours.
@@ -144,6 +144,14 @@ impl Doctor<'_> {
             Err(_) => Http::failed("no answer".to_owned()),
         })
     }
+}
+
+/// The status of an answer that the proxy passes on.
+fn status(reply: &Reply) -> Result<StatusCode, Failure> {
+    if reply.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(OriginError::Malformed(MalformedAnswer::UnaskedUpgrade).into());
+    }
+    Ok(reply.status)
 }
 
 /// What it means that an origin gives no answer that can be read.

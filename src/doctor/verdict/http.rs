@@ -91,10 +91,15 @@ pub(super) fn unanswered(facts: &Facts) -> Option<Verdict> {
     }
     let target = &facts.target;
     let (id, certainty, sentence) = match cause {
-        "http.malformed" | "http.header_too_large" => (
+        "http.malformed" => (
             "not_http",
             Strong,
             format!("what listens at {target} does not answer in HTTP"),
+        ),
+        "http.header_too_large" => (
+            "head_too_large",
+            Certain,
+            format!("{target} answers in HTTP, with a head over the limit"),
         ),
         "http.response_timeout" => (
             "origin_does_not_answer",
@@ -118,6 +123,9 @@ pub(super) fn unanswered(facts: &Facts) -> Option<Verdict> {
     let verdict = match (id, facts.spoken) {
         ("not_http", _) => {
             verdict.mend("look at the port and the scheme: is it https, or no HTTP at all?")
+        }
+        ("head_too_large", _) => {
+            verdict.mend("let the server set fewer or smaller fields: cookies, as a rule")
         }
         (_, Spoken::Http) => verdict.mend(format!(
             "see what the server's own log says of it, and whether it wants https://{target}/"

@@ -10,10 +10,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Reply, UpstreamError};
 
-/// The longest head of an answer to a plain request, in bytes: origins set cookies.
-const MAX_ANSWER: usize = 64 * 1024;
+/// The longest head of an answer to a plain request, in bytes: as much as the proxy itself bears (hyper's client, by default), so
+/// that what it passes on is not called too large here.
+const MAX_ANSWER: usize = 8192 + 100 * 4096;
 
-/// The most fields of a reply's head.
+/// The most fields of a reply's head, as of the proxy's own client.
 pub(super) const MAX_FIELDS: usize = 100;
 
 /// So many interim replies (1xx) are skipped before one CONNECT's answer.

@@ -138,7 +138,7 @@ fn a_request_that_gets_no_answer_is_no_way_that_works() {
         ("http.empty_reply", "origin_does_not_answer", Strong),
         ("http.response_timeout", "origin_does_not_answer", Medium),
         ("http.malformed", "not_http", Strong),
-        ("http.header_too_large", "not_http", Strong),
+        ("http.header_too_large", "head_too_large", Certain),
     ] {
         let failing = format!("{begin}way direct control=ok target={cause},{cause}");
         check(id, certainty, &format!("plain\n{failing} h1=!"));
