@@ -164,6 +164,11 @@ impl Way {
         tried.then(|| self.controls.iter().any(Probe::is_answered))
     }
 
+    /// What it answered to HEAD by HTTP/1.1, if it did.
+    pub fn status(&self) -> Option<u16> {
+        self.http1.as_ref()?.status
+    }
+
     /// The first failure of the target.
     pub fn failure(&self) -> Option<&Probe> {
         self.target.iter().find(|probe| !probe.is_fine())
@@ -274,19 +279,46 @@ impl Facts {
         self.ways.iter().find(|way| way.is_direct())
     }
 
-    /// Whether the policy leads round the direct way, and the target works so: what is wrong with that way harms nobody.
-    pub fn is_served_round(&self) -> bool {
-        let chosen = self.chosen.as_deref();
-        let mut round = self.ways.iter().filter(|way| !way.is_direct());
-        round.any(|way| Some(&*way.route) == chosen && way.works())
+    /// What concerns the way that the policy chooses, where that one serves: of the others those that work, to hold against it
+    /// where something is the matter with it.
+    pub fn of_chosen(&self) -> Option<Self> {
+        let chosen = self.chosen.as_deref()?;
+        let way = self.ways.iter().find(|way| way.route == chosen)?;
+        let is_served = |way: &Way| way.status().is_none_or(|status| status < 400);
+        let is_through = way.status().is_none_or(|status| self.is_through(status));
+        let is_elsewhere = || {
+            let mut others = self.ways.iter().filter(|way| way.status().is_some());
+            others.any(is_served)
+        };
+        let is_fine = is_served(way) || is_through && !is_elsewhere();
+        let is_fine = is_fine && way.failure().is_none();
+        if !self.reaches(way) {
+            return None;
+        }
+        let mut alone = self.clone();
+        let is_of_use = |other: &Way| other.route == chosen || !is_fine && other.works();
+        alone.ways.retain(is_of_use);
+        if !way.is_direct() {
+            // Of these nothing is on its way.
+            alone.dns.clear();
+            alone.tcp.clear();
+            alone.cells.clear();
+        }
+        Some(alone)
+    }
+
+    /// Whether an answer shows that what is wanted may well be served: who knows no HEAD has answered, and so has who serves other
+    /// paths than `/` alone, or was not asked for all that is wanted.
+    pub fn is_through(&self, status: u16) -> bool {
+        let is_of_root = status == 404 && self.path == "/";
+        status < 400 || matches!(status, 405 | 501) || is_of_root || self.wants_more && status < 500
     }
 
     /// Whether the target itself is known to serve by a way: in the clear a 5xx may be the upstream's own word, of a target that it
     /// never reached.
     pub fn reaches(&self, way: &Way) -> bool {
-        let status = way.http1.as_ref().and_then(|http| http.status);
         let is_unsure = self.spoken == Spoken::Http && !way.is_direct();
-        way.works() && !(is_unsure && status.is_some_and(|status| status >= 500))
+        way.works() && !(is_unsure && way.status().is_some_and(|status| status >= 500))
     }
 
     /// What came of a content: fine where any try was; nothing where none was made.

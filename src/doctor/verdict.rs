@@ -101,7 +101,7 @@ impl Verdict {
 
 /// Says what the facts amount to.
 pub fn judge(facts: &Facts) -> Verdict {
-    let rows: [fn(&Facts) -> Option<Verdict>; 15] = [
+    let rows: [fn(&Facts) -> Option<Verdict>; 14] = [
         certificate::clock,
         way::route_down,
         way::captive_portal,
@@ -116,9 +116,12 @@ pub fn judge(facts: &Facts) -> Verdict {
         http::unanswered,
         http::origin,
         way::intermittent,
-        way::fine,
     ];
-    let verdict = rows.iter().find_map(|row| row(facts));
+    // What the policy leads round is no fault.
+    let of_chosen = facts.of_chosen();
+    let looked_at = of_chosen.as_ref().unwrap_or(facts);
+    let verdict = rows.iter().find_map(|row| row(looked_at));
+    let verdict = verdict.or_else(|| way::fine(facts));
     let mut verdict = verdict.unwrap_or_else(|| unknown(facts));
     if let Some(place) = way::place(facts) {
         // What was asked for on purpose is not crowded out.

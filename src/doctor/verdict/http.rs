@@ -149,7 +149,7 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
     let statuses: Vec<_> = facts
         .ways
         .iter()
-        .filter_map(|way| Some((way, way.http1.as_ref()?.status?)))
+        .filter_map(|way| Some((way, way.status()?)))
         .collect();
     let (way, status) = statuses.iter().find(|(_, status)| *status >= 400)?;
     let told = || {
@@ -210,10 +210,7 @@ pub(super) fn origin(facts: &Facts) -> Option<Verdict> {
         };
         return Some(verdict.because(told()));
     }
-    // A server may know no HEAD, and may serve other paths than / alone.
-    let is_of_method = matches!(status, 405 | 501);
-    let is_of_root = *status == 404 && facts.path == "/";
-    if is_of_method || is_of_root || facts.wants_more && *status < 500 {
+    if facts.is_through(*status) {
         return None;
     }
     let verdict = if is_behind {

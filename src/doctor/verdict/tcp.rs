@@ -5,7 +5,7 @@ use super::{Verdict, by, controls, other, route_via, yaml};
 use crate::doctor::facts::{Facts, Tcp};
 
 pub(super) fn addresses(facts: &Facts) -> Option<Verdict> {
-    let direct = facts.direct().filter(|_| !facts.is_served_round())?;
+    let direct = facts.direct()?;
     let (fine, failed): (Vec<_>, Vec<_>) = facts.tcp.iter().partition(|tcp| tcp.outcome.is_fine());
     let told = |tcp: &&Tcp| {
         format!(

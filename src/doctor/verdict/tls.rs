@@ -5,7 +5,7 @@ use super::{Verdict, by, controls, failures, other, route_via};
 use crate::doctor::facts::{Content, Facts};
 
 pub(super) fn handshakes(facts: &Facts) -> Option<Verdict> {
-    let direct = facts.direct().filter(|_| !facts.is_served_round())?;
+    let direct = facts.direct()?;
     let failure = direct.failure().filter(|_| !direct.works())?;
     let cause = failure.cause.as_deref()?;
     if !cause.starts_with("tls.") || cause.starts_with("tls.cert.") || cause == "tls.not_tls_reply"

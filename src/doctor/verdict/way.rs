@@ -265,7 +265,7 @@ pub(super) fn fine(facts: &Facts) -> Option<Verdict> {
             cert.verdict, cert.issuer
         )]);
     }
-    if let Some(status) = way.http1.as_ref().and_then(|http| http.status) {
+    if let Some(status) = way.status() {
         let told = format!("HEAD {} is answered with {status}", facts.path);
         verdict = if status < 400 {
             verdict.because([told])
@@ -273,14 +273,38 @@ pub(super) fn fine(facts: &Facts) -> Option<Verdict> {
             verdict.but(format!("{told}; nothing else was asked for"))
         };
     }
-    let failing = facts
-        .ways
-        .iter()
-        .filter(|way| !way.works() && !way.target.is_empty());
-    for way in failing {
-        verdict = verdict.but(format!("it does not work {}", by(way)));
+    for other in facts.ways.iter().filter(|other| other.route != way.route) {
+        if let Some(trouble) = trouble(facts, other) {
+            verdict = verdict.but(trouble);
+        }
     }
     Some(verdict)
+}
+
+/// What is the matter with a way beside the one that works.
+fn trouble(facts: &Facts, way: &Way) -> Option<String> {
+    let by = by(way);
+    if let Some(failure) = way.failure() {
+        let cause = failure.cause.as_deref().unwrap_or_default();
+        return Some(if way.works() {
+            format!("it fails now and then {by}: {cause}")
+        } else {
+            format!("it does not work {by}: {cause}")
+        });
+    }
+    if let Some(status) = way.portal.filter(|status| *status != 204) {
+        return Some(format!(
+            "a portal answers {by}: a page that answers 204 answered {status}"
+        ));
+    }
+    if let Some(product) = way.certificate.as_ref().and_then(|cert| cert.interceptor) {
+        return Some(format!("{product} opens TLS {by}"));
+    }
+    let status = way.status().filter(|status| *status >= 400)?;
+    Some(format!(
+        "HEAD {} is answered with {status} {by}",
+        facts.path
+    ))
 }
 
 /// From where on the way something cuts off what is said to the target; nothing where that was not looked for.

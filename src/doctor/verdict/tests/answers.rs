@@ -25,17 +25,82 @@ fn an_upstream_that_serves_others_is_a_forward_proxy() {
 /// A direct way that leads nowhere is no fault where the policy leads round it.
 #[test]
 fn what_the_policy_goes_round_is_no_verdict() {
-    for direct in [
-        "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=connect.timeout target=connect.timeout",
-        "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok target=tls.reset_after_client_hello",
-        "dns system !dns.nxdomain\ndns clean~ 192.0.2.1\nway direct control=ok target=dns.nxdomain",
+    let begin = "dns system 192.0.2.1\ntcp 192.0.2.1:443\nway direct control=ok";
+    for (direct, trouble) in [
+        (
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=connect.timeout target=connect.timeout",
+            "it does not work direct: connect.timeout",
+        ),
+        (
+            "dns system !dns.nxdomain\ndns clean~ 192.0.2.1\nway direct control=ok target=dns.nxdomain",
+            "it does not work direct: dns.nxdomain",
+        ),
+        (
+            &format!("{begin} target=tls.reset_after_client_hello"),
+            "it does not work direct: tls.reset_after_client_hello",
+        ),
+        // A page of a filter.
+        (
+            &format!("{begin} target=tls.not_tls_reply"),
+            "it does not work direct: tls.not_tls_reply",
+        ),
+        (
+            &format!("{begin} target=tls.cert.unknown_issuer cert=unknown_issuer:Box"),
+            "it does not work direct: tls.cert.unknown_issuer",
+        ),
+        (
+            &format!("{begin} target=tls.reset_after_client_hello,ok cert=valid:CA h1=200"),
+            "it fails now and then direct: tls.reset_after_client_hello",
+        ),
+        (
+            &format!("{begin} target=ok cert=valid:CA h1=403"),
+            "HEAD / is answered with 403 direct",
+        ),
+        (
+            &format!("{begin} target=ok cert=valid:Box product h1=200"),
+            "a product opens TLS direct",
+        ),
+        (
+            &format!("{begin} portal=302 target=ok cert=valid:CA h1=200"),
+            "a portal answers direct: a page that answers 204 answered 302",
+        ),
     ] {
-        let corp = "way corp control=ok target=ok cert=valid:CA";
-        let lines = format!("chosen corp\n{direct}\n{corp}");
-        check("fine", Certain, &lines);
-        let verdict = judge(&facts(&lines));
-        assert_eq!(verdict.counter, ["it does not work direct"]);
+        for status in ["", "h1=200"] {
+            let corp = format!("way corp control=ok target=ok cert=valid:CA {status}");
+            let lines = format!("chosen corp\n{direct}\n{corp}");
+            check("fine", Certain, &lines);
+            let verdict = judge(&facts(&lines));
+            assert_eq!(verdict.counter, [trouble]);
+        }
     }
+    // Nor is it what is the matter with the chosen way.
+    for (corp, id, certainty) in [
+        ("target=ok cert=valid:CA h1=503", "origin_answers", Certain),
+        (
+            "target=connect.timeout,ok cert=valid:CA",
+            "intermittent",
+            Medium,
+        ),
+    ] {
+        let direct = "tcp 192.0.2.1:443 !connect.timeout\nway direct control=ok target=connect.timeout";
+        let lines = format!("chosen corp\n{direct}\nway corp control=ok {corp}");
+        check(id, certainty, &lines);
+    }
+    // What is stays so.
+    check(
+        "tls_interception",
+        Certain,
+        &format!(
+            "chosen corp\n{begin} target=ok cert=valid:CA\nway corp control=ok target=ok cert=valid:Box product h1=200"
+        ),
+    );
+    check(
+        "ip_reputation_or_waf",
+        Strong,
+        &format!(
+            "below\nchosen corp\n{begin} target=ok cert=valid:CA h1=200\nway corp control=ok target=ok cert=valid:CA h1=403"
+        ),
+    );
 }
 
 #[test]
