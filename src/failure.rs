@@ -204,6 +204,9 @@ pub enum OriginError {
     /// The connection ended before an answer.
     #[error("the connection ended before an answer")]
     Empty,
+    /// The connection failed in another way before an answer.
+    #[error("the connection failed before an answer")]
+    Broken(#[source] io::Error),
     /// The connection was reset before an answer.
     #[error("the connection was reset before an answer")]
     Reset(#[source] io::Error),
@@ -424,6 +427,7 @@ mod tests {
         for failure in [
             Failure::from(OriginError::NoAnswer { after }),
             OriginError::Empty.into(),
+            OriginError::Broken(reset()).into(),
             OriginError::Reset(reset()).into(),
             OriginError::Malformed(MalformedAnswer::Interim).into(),
             OriginError::HeadTooLarge.into(),

@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::net::TcpStream;
 
+use rustls::{ServerConnection, StreamOwned};
 use serde_json::Value;
 use support::origin::Origin;
 use support::scene::{CONTROL, Scene, TARGET, good, pins, says, serve};
@@ -123,6 +125,18 @@ fn a_request_behind_a_handshake_is_judged_as_well() {
     let told = scene.look(serve(move |stream| tls::echo(&config, stream)));
     says(&told, "not_http", "strong");
     is_caused(&told, "http.malformed");
+    // It ends, without the farewell of TLS.
+    let identity = scene.ca.identity(tls::Leaf::Good, TARGET);
+    let config = tls::server(&identity, tls::BOTH);
+    let port = serve(move |stream| {
+        let session = ServerConnection::new(config.clone()).unwrap();
+        let _ = StreamOwned::new(session, stream).read(&mut [0; 4096]);
+    });
+    let told = scene.look(port);
+    says(&told, "origin_does_not_answer", "strong");
+    is_caused(&told, "http.empty_reply");
+    let evidence = told["verdict"]["evidence"][0].as_str().unwrap();
+    assert!(evidence.contains("close_notify"), "{told:#}");
     // It wants a certificate, and says so only behind the handshake.
     let identity = scene.ca.identity(tls::Leaf::Good, TARGET);
     let config = tls::server_for_members(&identity, &scene.ca, tls::BOTH);
@@ -370,6 +384,12 @@ fn the_proxy_that_variables_name_is_tried() {
         "{stdout}"
     );
     assert!(!stdout.contains("s3cret"), "{stdout}");
+    // The doctor's own guards stand before nobody else's proxy.
+    let (_, stdout, _) = look("http://[fe80::1]:3128");
+    assert!(
+        stdout.contains("[fe80::1]:3128 cannot be reached from this machine: connect."),
+        "{stdout}"
+    );
     let nowhere = Origin::nowhere();
     let (status, stdout, _) = look(&format!("http://me:s3cret@{nowhere}"));
     assert_eq!(status.code(), Some(1), "{stdout}");

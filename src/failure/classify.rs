@@ -87,7 +87,7 @@ pub fn classify(failure: &Failure) -> Cause {
         Failure::Upstream { error, .. } => classify_upstream(error),
         Failure::Origin(error) => match error {
             OriginError::NoAnswer { .. } => Kind::HttpResponseTimeout,
-            OriginError::Empty => Kind::HttpEmptyReply,
+            OriginError::Empty | OriginError::Broken(_) => Kind::HttpEmptyReply,
             OriginError::Reset(_) => Kind::HttpResetBeforeResponse,
             OriginError::Malformed(_) => Kind::HttpMalformed,
             OriginError::HeadTooLarge => Kind::HttpHeaderTooLarge,

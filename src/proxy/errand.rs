@@ -413,6 +413,7 @@ fn by_hop(failure: Failure, form: &Form) -> Failure {
     let error = match error {
         OriginError::NoAnswer { after } => UpstreamError::NoReply { after },
         OriginError::Empty => UpstreamError::Closed,
+        OriginError::Broken(source) => UpstreamError::Io { source },
         OriginError::Reset(source) => UpstreamError::Reset { source },
         OriginError::HeadTooLarge => UpstreamError::HeadTooLarge,
         OriginError::Malformed(error) => UpstreamError::MalformedReply {

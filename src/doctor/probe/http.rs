@@ -163,9 +163,9 @@ fn of_origin(error: UpstreamError) -> Failure {
             OriginError::Malformed(MalformedAnswer::Begins(first))
         }
         UpstreamError::HeadTooLarge => OriginError::HeadTooLarge,
+        // An end of TLS without its farewell, as a rule.
+        UpstreamError::Io { source } => OriginError::Broken(source),
         UpstreamError::Closed
-        // An end of TLS without its farewell.
-        | UpstreamError::Io { .. }
         // Of upstreams alone.
         | UpstreamError::Refused(_)
         | UpstreamError::Unauthorized { .. }

@@ -82,7 +82,8 @@ fn what_the_policy_goes_round_is_no_verdict() {
             Medium,
         ),
     ] {
-        let direct = "tcp 192.0.2.1:443 !connect.timeout\nway direct control=ok target=connect.timeout";
+        let direct =
+            "tcp 192.0.2.1:443 !connect.timeout\nway direct control=ok target=connect.timeout";
         let lines = format!("chosen corp\n{direct}\nway corp control=ok {corp}");
         check(id, certainty, &lines);
     }
