@@ -149,8 +149,8 @@ fn a_request_behind_a_handshake_is_judged_as_well() {
 }
 
 #[test]
-fn the_path_is_asked_for_without_its_query() {
-    let scene = Scene::plain();
+fn the_root_is_asked_for_unless_the_whole_url_is_to_be() {
+    let mut scene = Scene::plain();
     let target = Web::plain(|request| {
         web::answer(
             match request.uri().path() {
@@ -162,30 +162,52 @@ fn the_path_is_asked_for_without_its_query() {
             "",
         )
     });
-    for (path, asked, id) in [
+    let looks = [
         ("", "/", "fine"),
-        ("/a/b%20c?token=s3cret#part", "/a/b%20c", "fine"),
-        ("/a b", "/a%20b", "fine"),
+        ("?token=s3cret", "/?token=s3cret", "fine"),
+        (
+            "/a/b%20c?token=s3cret#part",
+            "/a/b%20c?token=s3cret",
+            "fine",
+        ),
+        ("/a b?c d", "/a%20b?c%20d", "fine"),
         ("/get-only", "/get-only", "fine"),
         ("/gone", "/gone", "origin_answers"),
-        ("/closed", "/closed", "origin_answers"),
-        // What is refused without its query may not be refused with it.
-        ("/closed?token=s3cret", "/closed", "fine"),
-    ] {
+        ("/closed?a", "/closed?a", "origin_answers"),
+    ];
+    for (path, _, _) in looks {
+        let told = scene.look_at("http", target.port(), path);
+        says(&told, "fine", "certain");
+        assert_eq!(target.seen().last().unwrap().line, "HEAD /");
+        assert_eq!(told["facts"]["path"], "/");
+        assert_eq!(told["facts"]["wants_more"], !path.is_empty());
+        assert!(!told.to_string().contains("s3cret"), "{told:#}");
+    }
+    scene.more.push("--full-url".to_owned());
+    for (path, asked, id) in looks {
         let told = scene.look_at("http", target.port(), path);
         assert_eq!(told["verdict"]["id"], id, "{path}: {told:#}");
-        let seen = target.seen();
-        assert_eq!(seen.last().unwrap().line, format!("HEAD {asked}"));
+        assert_eq!(target.seen().last().unwrap().line, format!("HEAD {asked}"));
+        assert_eq!(told["facts"]["path"], asked);
+        assert_eq!(told["facts"]["wants_more"], false);
+    }
+    // Of a server that refuses its root nothing is known of what is wanted.
+    let closed = Web::plain(|_| web::answer(403, ""));
+    let scene = Scene::plain();
+    for (path, id) in [("/", "origin_answers"), ("/a", "fine")] {
+        let told = scene.look_at("http", closed.port(), path);
+        assert_eq!(told["verdict"]["id"], id, "{path}: {told:#}");
     }
     // The same inside TLS.
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     let target = good(&scene);
-    scene.look_at("https", target.port(), "/a?b");
-    assert!(
-        target.seen().iter().all(|seen| seen.line == "HEAD /a"),
-        "{:?}",
-        target.seen()
-    );
+    for asked in ["/", "/a?b"] {
+        scene.look_at("https", target.port(), "/a?b");
+        let seen = target.seen();
+        let line = format!("HEAD {asked}");
+        assert_eq!(seen.last().unwrap().line, line, "{seen:?}");
+        scene.more.push("--full-url".to_owned());
+    }
 }
 
 #[test]
@@ -237,7 +259,7 @@ fn a_plain_request_goes_through_an_upstream_as_the_proxy_sends_it() {
     // Who we are is said on the connection that was asked first, and from then on at once.
     for (name, port, path, count) in [
         (CONTROL, scene.control.port(), "/", 2),
-        (TARGET, target.port(), "/a", 1),
+        (TARGET, target.port(), "/", 1),
     ] {
         let heard = upstream.heard();
         let asked = format!("HEAD http://{name}:{port}{path} HTTP/1.1\r\n");
@@ -327,18 +349,24 @@ fn the_command_to_look_again_forgets_nothing() {
     let policy = scene.policy(&pins("127.0.0.1"));
     let url = format!("http://me:s3cret@{TARGET}:{}/a?b=1&c", target.port());
     let portal = format!("http://127.0.0.1:{}/204", target.port());
-    let (status, stdout, stderr) = run(routecause().args(["doctor", &url, "--no-control"]).args([
-        "--locate", "--portal", &portal, "--json", "--policy", &policy,
-    ]));
-    assert!(status.success(), "{stdout}{stderr}");
-    let told: Value = serde_json::from_str(&stdout).unwrap();
-    let shown = url.replace("me:s3cret", "…");
-    assert_eq!(
-        told["recheck"],
-        format!(
-            "routecause doctor '{shown}' --locate --no-control --json --portal {portal} --policy {policy}"
-        )
-    );
+    let whole = url.replace("me:s3cret", "…");
+    let root = format!("http://…@{TARGET}:{}/", target.port());
+    for (shown, flag) in [(root, ""), (format!("'{whole}'"), " --full-url")] {
+        let (status, stdout, stderr) = run(routecause()
+            .args(["doctor", &url, "--no-control"])
+            .args([
+                "--locate", "--portal", &portal, "--json", "--policy", &policy,
+            ])
+            .args(flag.split_whitespace()));
+        assert!(status.success(), "{stdout}{stderr}");
+        let told: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(
+            told["recheck"],
+            format!(
+                "routecause doctor {shown}{flag} --locate --no-control --json --portal {portal} --policy {policy}"
+            )
+        );
+    }
 }
 
 #[test]

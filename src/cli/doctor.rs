@@ -12,7 +12,6 @@ mod thorough;
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _};
-use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +60,9 @@ pub(in crate::cli) struct DoctorArgs {
     /// A page of plain http that answers 204, to find a captive portal.
     #[arg(long, value_name = "URL")]
     pub(in crate::cli) portal: Option<String>,
+    /// Ask for the URL's own path and query, rather than for `/`.
+    #[arg(long)]
+    pub(in crate::cli) full_url: bool,
     /// With `env`: the variables of a unit of systemd.
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) unit: Option<String>,
@@ -196,6 +198,12 @@ fn misfit(args: &DoctorArgs) -> Option<(&'static str, &'static str)> {
         ("--compare", args.compare, is_url, "URLs"),
         ("--idle", args.idle.is_some(), is_url, "a URL"),
         ("--thorough", args.thorough, is_url, "a URL"),
+        (
+            "--full-url",
+            args.full_url,
+            is_url && is_looked_at,
+            "one look at a URL",
+        ),
         ("--locate", args.locate, is_looked_at, "a URL, git or go"),
         (
             "--portal",
@@ -292,25 +300,25 @@ fn without_user(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
-/// What a URL says behind its host: the path, and the query where it has one.
-fn path_of(url: &str) -> (String, Option<&str>) {
+/// What a URL says behind its host, as a request may hold it: the path, and the query where it has one.
+fn path_of(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let whole = rest.split('#').next().unwrap_or(rest);
-    let (whole, query) = match whole.split_once('?') {
-        Some((whole, query)) => (whole, Some(query)),
-        None => (whole, None),
-    };
-    let path = whole.find('/').and_then(|at| whole.get(at..));
+    let behind = whole.find(['/', '?']).and_then(|at| whole.get(at..));
+    let behind = behind.unwrap_or("/");
     let mut written = String::new();
+    if !behind.starts_with('/') {
+        written.push('/');
+    }
     // A blank, or a line end, would make something else of the request.
-    for byte in path.unwrap_or("/").bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&byte) {
+    for byte in behind.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%?".contains(&byte) {
             written.push(byte.into());
         } else {
             let _ = write!(written, "%{byte:02X}");
         }
     }
-    (written, query)
+    written
 }
 
 /// What is to be looked at, and the rule that decides about it.
@@ -330,8 +338,12 @@ fn plan(
     };
     let controls = controls(args, env, spoken)?;
     let portal = portal(args)?;
-    // A query may hold a token, and is asked of nobody.
-    let (path, query) = path_of(url);
+    // They may hold a token, and are asked of nobody who is not to be.
+    let path = if args.full_url {
+        path_of(url)
+    } else {
+        "/".to_owned()
+    };
     let (chosen, rule) = match decision(policy, &asked) {
         Ok(outcome) if outcome.action == Does::Block => (None, Some(outcome.into())),
         Ok(outcome) => {
@@ -347,8 +359,8 @@ fn plan(
     };
     let plan = Plan {
         spoken,
+        wants_more: path != path_of(url),
         path,
-        wants_more: query.is_some(),
         is_located: args.locate || args.thorough,
         target: asked.target,
         chosen,
@@ -506,6 +518,7 @@ fn recheck(args: &DoctorArgs) -> String {
         control,
         no_control,
         portal,
+        full_url,
         unit,
         pid,
         image,
@@ -517,13 +530,20 @@ fn recheck(args: &DoctorArgs) -> String {
         more,
     } = args;
     let mut words = vec!["routecause".to_owned(), "doctor".to_owned()];
-    words.extend(
-        iter::once(subject)
-            .chain(more)
-            .map(|url| without_credentials(url)),
-    );
+    let is_path_asked = *full_url || *compare;
+    // What is typed behind `git`, or `docker`, is theirs.
+    let shown = without_credentials(subject);
+    words.push(match shown.split_once("://") {
+        Some((scheme, rest)) if !is_path_asked => {
+            let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+            format!("{scheme}://{host}/")
+        }
+        _ => shown,
+    });
+    words.extend(more.iter().map(|url| without_credentials(url)));
     let flags = [
         (*compare, "--compare"),
+        (*full_url, "--full-url"),
         (*locate, "--locate"),
         (*thorough, "--thorough"),
         (*no_control, "--no-control"),

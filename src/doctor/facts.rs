@@ -17,7 +17,7 @@ pub struct Facts {
     pub spoken: Spoken,
     /// The path that is asked for.
     pub path: String,
-    /// Whether more is wanted of it than is asked for: a query, or what stands below.
+    /// Whether more is wanted of it than is asked for: another path, a query, or what stands below.
     pub wants_more: bool,
     /// The route that the policy chooses for it; nothing where it refuses.
     #[serde(skip_serializing_if = "Option::is_none")]

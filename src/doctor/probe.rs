@@ -64,7 +64,7 @@ pub struct Plan {
     pub spoken: Spoken,
     /// The path to ask for.
     pub path: String,
-    /// Whether more is wanted than is asked for: a query, or what stands below.
+    /// Whether more is wanted than is asked for: another path, a query, or what stands below.
     pub wants_more: bool,
     /// Whether the place on the way is looked for from where a reset comes.
     pub is_located: bool,

@@ -40,10 +40,7 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         // One after the other: they would share the line.
         let found = plan(url, args, &policy, env).and_then(|(plan, _)| {
             anyhow::ensure!(url.contains("://"), "write it with http:// or https://");
-            let path = match path_of(url) {
-                (path, Some(query)) => format!("{path}?{query}"),
-                (path, None) => path,
-            };
+            let path = path_of(url);
             look(env, async |resolver, progress| {
                 compare(&policy, resolver, &plan, (&shown, &path), progress).await
             })
