@@ -1182,6 +1182,30 @@ fn an_upload_that_goes_on_behind_its_answer_is_no_head() {
 }
 
 #[test]
+fn a_connection_is_not_kept_for_ever_behind_an_upload_that_outlives_its_answer() {
+    let origin = Listening::new();
+    let proxy = Proxy::start(
+        "version: 1\ndefaults: {timeouts: {keepalive: 200ms}}\nrules: []\ndefault: {direct: true}\n",
+    );
+    let client = proxy.connect();
+    wire::send(
+        &client,
+        ask("PUT", origin.address, "/", "Content-Length: 10\r\n") + "12345",
+    );
+    let (server, _) = origin.hear();
+    wire::send(
+        &server,
+        "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n",
+    );
+    assert_eq!(wire::status(&wire::read_head(&client)), 413);
+    check!(&proxy.record(), "error.type": "http.status.413");
+    wire::send(&client, "67890");
+    assert_eq!(wire::read_to_end(&server), b"1234567890");
+    assert!(wire::is_fin(&client));
+    assert_eq!(proxy.stop().1, Vec::<Value>::new());
+}
+
+#[test]
 fn a_fin_behind_a_whole_request_is_not_leaving() {
     let origin = Listening::new();
     let proxy = Proxy::start(DIRECT);

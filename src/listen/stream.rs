@@ -223,7 +223,7 @@ impl AsyncRead for ClientStream {
                 })
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending if this.requests.is_open() => Poll::Pending,
+            Poll::Pending if this.requests.stays_open(cx) => Poll::Pending,
             Poll::Pending => {
                 this.renew();
                 this.poll_wait(cx).map(Err)

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -190,12 +191,26 @@ pub struct Requests {
     unread: AtomicU64,
     begun: AtomicU64,
     is_answering: AtomicBool,
+    /// Who waits until no body is read any more.
+    waits: AtomicWaker,
 }
 
 impl Requests {
     /// Whether one is open: its answer is not out, or its body not read to its end.
     pub fn is_open(&self) -> bool {
         self.unanswered.load(Ordering::Relaxed) > 0 || self.unread.load(Ordering::Relaxed) > 0
+    }
+
+    /// The same, for whoever waits for the next one: where only a body is read on, in another task, its end wakes.
+    pub fn stays_open(&self, cx: &Context<'_>) -> bool {
+        if self.unanswered.load(Ordering::Relaxed) > 0 {
+            return true;
+        }
+        if self.unread.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.waits.register(cx.waker());
+        self.unread.load(Ordering::Acquire) > 0
     }
 
     /// How many there were.
@@ -250,6 +265,7 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.0.unread.fetch_sub(1, Ordering::Relaxed);
+        self.0.unread.fetch_sub(1, Ordering::Release);
+        self.0.waits.wake();
     }
 }
