@@ -136,7 +136,8 @@ Examples:
     #[command(after_help = "\
 Exit codes: 0 it works, 1 it does not
 
-It asks the target's host and the controls, at most some forty connections, with nothing of yours in them but the URL's path: HEAD only.
+It asks the target's host and the controls, at most some forty connections, with nothing of yours in them: HEAD / only, or the
+URL's own path and query with --full-url.
 Controls are example.com and www.iana.org where none are named, which it says before it asks, and none where CI is set.
 
 Examples:
@@ -311,7 +312,7 @@ pub fn help() -> String {
 /// A value as a shell takes it.
 fn quoted(value: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:.-_@%+=,…".contains(c);
-    if value.chars().all(is_plain) {
+    if !value.is_empty() && value.chars().all(is_plain) {
         return value.to_owned();
     }
     format!("'{}'", value.replace('\'', r"'\''"))

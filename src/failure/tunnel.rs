@@ -26,9 +26,6 @@ const IDLE: Duration = Duration::from_secs(30);
 /// A client that waited so long for the server's part of a handshake did not just change its mind.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// More bytes than a `close_notify` of TLS takes.
-pub const LAST_WORD: usize = 64;
-
 /// The end of a tunnel with all that was seen of it.
 #[derive(Debug)]
 pub struct Ending {

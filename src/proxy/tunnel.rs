@@ -18,7 +18,6 @@ use crate::client::Claim;
 use crate::exchange::Exchange;
 use crate::exchange::live::Live;
 use crate::failure::Failure;
-use crate::failure::tunnel::LAST_WORD;
 use crate::net::wire::Wire;
 use crate::policy;
 use crate::policy::chain::OnExhausted;
@@ -34,6 +33,9 @@ use crate::tls::trust::{Judgement, Roots};
 
 /// How long the end of a server is waited for whose client has reset.
 const GRACE: Duration = Duration::from_millis(200);
+
+/// More bytes than a `close_notify` of TLS takes.
+const LAST_WORD: usize = 64;
 
 /// Fatal alerts (RFC 8446, section 6.2): policy refuses; no hop served.
 const ACCESS_DENIED: u8 = 49;

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Tool;
 use super::bypass::{Bypass, Reader};
 use super::edit::Edit;
+use crate::cli::quoted;
 use crate::config::env::Environment;
 
 /// What a tool is to be told.
@@ -122,7 +123,7 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
         }
         text
     };
-    let exports = both(&|name, value| format!("export {name}={}\n", single(value)));
+    let exports = both(&|name, value| format!("export {name}={}\n", quoted(value)));
     // As a container sees it.
     let inside = if asked.proxy.is_loopback() {
         asked.proxy.url_of(HOST)
@@ -148,7 +149,7 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
     let (text, place) = match tool {
         Tool::Sh => (exports.clone(), at(home(".profile"), Edit::Append)),
         Tool::Fish => (
-            both(&|name, value| format!("set -gx {name} {}\n", single(value))),
+            both(&|name, value| format!("set -gx {name} {}\n", quoted(value))),
             at(config("fish/conf.d/routecause.fish"), Edit::Whole),
         ),
         Tool::Powershell => (
@@ -359,7 +360,7 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
                 .map(|(key, value)| format!("-D{key}={value}"))
                 .collect();
             (
-                format!("export JAVA_TOOL_OPTIONS={}\n", single(&options.join(" "))),
+                format!("export JAVA_TOOL_OPTIONS={}\n", quoted(&options.join(" "))),
                 None,
             )
         }
@@ -417,15 +418,6 @@ fn properties(proxy: &Proxy, hosts: &str) -> Vec<(&'static str, String)> {
 fn joined(lines: &[(String, String)]) -> String {
     let lines: Vec<_> = lines.iter().map(|(_, line)| line.as_str()).collect();
     lines.join("\n") + "\n"
-}
-
-/// A word of a shell.
-fn single(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 fn pretty(value: &serde_json::Value) -> String {
