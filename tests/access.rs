@@ -10,8 +10,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use argon2::password_hash::PasswordHasher as _;
-use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
@@ -21,17 +19,9 @@ use serde_json::Value;
 use support::origin::{Listening, Origin};
 use support::tls::{Identity, Leaf};
 use support::web::Ca;
-use support::{DIRECT, Proxy, SOON, check, needs, routecause, run, wire};
+use support::{DIRECT, Proxy, SOON, check, needs, routecause, run, user, wire};
 
 const PASSWORD: &str = "s3cret:planted";
-
-/// A line of a file of users. Few rounds: the tests check no strength.
-fn user(name: &str, password: &str) -> String {
-    let params = Params::new(64, 1, 1, None).unwrap();
-    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    let hash = argon2.hash_password_with_salt(password.as_bytes(), b"saltsaltsalt");
-    format!("{name}:{}\n", hash.unwrap())
-}
 
 fn field(name: &str, password: &str) -> String {
     let pair = BASE64.encode(format!("{name}:{password}"));

@@ -513,6 +513,7 @@ fn the_places_that_go_fetches_from_are_looked_at() {
     command
         .env("GOPROXY", &goproxy)
         .env("GOSUMDB", "off")
+        .env("GOINSECURE", "*.corp.example")
         .env("HOME", home);
     let (status, stdout, stderr) = run(&mut command);
     assert_eq!(status.code(), Some(1), "{stdout}{stderr}");
@@ -523,6 +524,8 @@ fn the_places_that_go_fetches_from_are_looked_at() {
         format!("  2  ok     https://…@{TARGET}:{}\n", target.port()),
         "then, behind any failure:".to_owned(),
         "note: no private patterns".to_owned(),
+        "note: GOINSECURE *.corp.example: ".to_owned(),
+        "note: GOSUMDB=off: ".to_owned(),
         "Write | there".to_owned(),
     ] {
         assert!(stdout.contains(&part), "{part} in {stdout}");

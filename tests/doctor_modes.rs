@@ -13,7 +13,7 @@ use serde_json::Value;
 use support::netns::Net;
 use support::origin::Origin;
 use support::web::{self, Ca, Web};
-use support::{routecause, run, run_within};
+use support::{Proxy, routecause, run, run_within, user};
 
 /// Longer than any silence here.
 const LONG: Duration = Duration::from_mins(1);
@@ -109,6 +109,73 @@ fn mirrors_are_asked_for_by_their_path_and_in_tls() {
     assert_eq!(told["mirrors"][0]["length"], 6, "{told:#}");
     let (status, _, stderr) = run(routecause().args(["doctor", "--compare", "https://a.test/"]));
     assert_eq!(status.code(), Some(2), "{stderr}");
+}
+
+/// An upstream that opens no tunnels and wants to know who asks, and a policy that goes by it.
+fn behind_an_upstream() -> (Proxy, tempfile::TempDir) {
+    let rules = "rules: [{name: tunnels, match: {scheme: connect}, block: true}]";
+    let upstream = Proxy::under(&format!(
+        "version: 1\nserver: {{auth: {{users: users.txt}}}}\n{rules}\ndefault: {{direct: true}}\n"
+    ));
+    let upstream = upstream.file("users.txt", &user("me", "pa55w0rd")).start();
+    let folder = tempfile::tempdir().unwrap();
+    let auth = "{username: {env: CORP_USER}, password: {env: CORP_PASSWORD}}";
+    fs::write(
+        folder.path().join("policy.yaml"),
+        format!(
+            "version: 1\nupstreams: {{corp: {{url: '{}', auth: {auth}}}}}\nrules: []\ndefault: {{via: corp}}\n",
+            upstream.url()
+        ),
+    )
+    .unwrap();
+    (upstream, folder)
+}
+
+fn look_behind(folder: &tempfile::TempDir, args: &[&str], password: &str) -> Value {
+    let mut command = routecause();
+    command
+        .args(["doctor", "--json"])
+        .args(args)
+        .arg("--policy")
+        .arg(folder.path().join("policy.yaml"))
+        .env("CORP_USER", "me")
+        .env("CORP_PASSWORD", password);
+    let flag = args.first().unwrap().trim_start_matches("--");
+    said(&mut command, &format!("routecause.doctor.{flag}/1"))
+}
+
+#[test]
+fn an_upstream_is_asked_for_mirrors_of_plain_http_as_the_proxy_asks_it() {
+    let (one, two) = (mirror("same"), mirror("same"));
+    let [one, two] = [&one, &two].map(|web| format!("http://127.0.0.1:{}/f?x=1", web.port()));
+    let (upstream, folder) = behind_an_upstream();
+    let told = look_behind(&folder, &["--compare", &one, &two], "pa55w0rd");
+    assert_eq!(told["verdict"]["id"], "fine", "{told:#}");
+    assert_eq!(told["mirrors"][1]["route"], "corp", "{told:#}");
+    assert_eq!(told["mirrors"][1]["length"], 4, "{told:#}");
+    let told = look_behind(&folder, &["--compare", &one, &two], "wrong");
+    assert_eq!(told["verdict"]["id"], "no_mirror_works", "{told:#}");
+    let failure = told["mirrors"][0]["failure"].as_str().unwrap();
+    assert!(failure.starts_with("upstream.auth_rejected: "), "{told:#}");
+    drop(upstream);
+    let told = look_behind(&folder, &["--compare", &one, &two], "pa55w0rd");
+    let failure = told["mirrors"][0]["failure"].as_str().unwrap();
+    assert!(
+        failure.starts_with("upstream.connect.refused: "),
+        "{told:#}"
+    );
+}
+
+#[test]
+fn an_upstream_that_plain_requests_go_to_is_what_is_left_alone() {
+    let web = mirror("");
+    let url = format!("http://127.0.0.1:{}/", web.port());
+    let (_upstream, folder) = behind_an_upstream();
+    let told = look_behind(&folder, &["--idle", "1s", &url], "pa55w0rd");
+    assert_eq!(told["verdict"]["id"], "fine", "{told:#}");
+    let sentence = told["verdict"]["sentence"].as_str().unwrap();
+    assert!(sentence.starts_with("connections to corp "), "{told:#}");
+    assert_eq!(told["silences"][0]["upstream"], "corp", "{told:#}");
 }
 
 #[test]

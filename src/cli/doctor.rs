@@ -6,34 +6,30 @@ mod git;
 mod go;
 mod idle;
 mod page;
+mod plan;
 mod program;
 pub(super) mod reach;
 mod thorough;
 
-use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use self::page::{Page, Tone};
-use super::explain::decision;
-use super::{PolicyArg, dns, exit, parse, quoted, variables};
-use crate::app::explain::{AskError, Asked};
+use self::plan::{Rule, announce_controls, asked, plan};
+use super::{PolicyArg, exit, parse, quoted, variables};
 use crate::config::env::{Environment, without_credentials};
 use crate::config::{self, Loaded, Options, Source};
-use crate::doctor::facts::Spoken;
 use crate::doctor::probe::Progress;
 use crate::doctor::verdict::rule as rule_for;
 use crate::doctor::{Facts, Plan, Verdict, examine, judge};
 use crate::net::resolve::Resolver;
 use crate::policy::Policy;
-use crate::policy::explain::{Does, Outcome};
 use crate::target::Target;
 use crate::timeouts::Brief;
 
@@ -95,9 +91,6 @@ pub(in crate::cli) struct DoctorArgs {
     #[arg(value_name = "URL")]
     pub(in crate::cli) more: Vec<String>,
 }
-
-/// Hosts that answer to anybody, where nobody names others.
-const CONTROLS: [&str; 2] = ["example.com", "www.iana.org"];
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -258,119 +251,6 @@ struct Diagnosis {
     rule: Option<Rule>,
 }
 
-/// A rule, or the default.
-struct Rule {
-    name: String,
-    /// `FILE:LINE`; a guard stands nowhere.
-    source: Option<String>,
-}
-
-impl From<Outcome> for Rule {
-    fn from(outcome: Outcome) -> Self {
-        Self {
-            name: outcome.rule,
-            source: outcome.source,
-        }
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)?;
-        match &self.source {
-            Some(source) => write!(f, " ({source})"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a URL asks for. A user name and a password are the server's, and nothing of theirs is looked at.
-fn asked(url: &str) -> Result<Asked, AskError> {
-    Asked::parse(&without_user(url))
-}
-
-/// A URL as if nobody had a name.
-fn without_user(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let host = authority.rsplit('@').next().unwrap_or(authority);
-    format!("{scheme}://{host}{path}")
-}
-
-/// What a URL says behind its host, as a request may hold it: the path, and the query where it has one.
-fn path_of(url: &str) -> String {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let whole = rest.split('#').next().unwrap_or(rest);
-    let behind = whole.find(['/', '?']).and_then(|at| whole.get(at..));
-    let behind = behind.unwrap_or("/");
-    let mut written = String::new();
-    if !behind.starts_with('/') {
-        written.push('/');
-    }
-    // A blank, or a line end, would make something else of the request.
-    for byte in behind.bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%?".contains(&byte) {
-            written.push(byte.into());
-        } else {
-            let _ = write!(written, "%{byte:02X}");
-        }
-    }
-    written
-}
-
-/// What is to be looked at, and the rule that decides about it.
-fn plan(
-    url: &str,
-    args: &DoctorArgs,
-    policy: &Arc<Policy>,
-    env: &Environment,
-) -> anyhow::Result<(Plan, Option<Rule>)> {
-    let asked = asked(url)?;
-    let spoken = match asked.target.port {
-        _ if asked.is_plain() => Spoken::Http,
-        _ if url.contains("://") => Spoken::Tls,
-        443 => Spoken::Tls,
-        80 => Spoken::Http,
-        _ => Spoken::Other,
-    };
-    let controls = controls(args, env, spoken)?;
-    let portal = portal(args)?;
-    // They may hold a token, and are asked of nobody who is not to be.
-    let path = if args.full_url {
-        path_of(url)
-    } else {
-        "/".to_owned()
-    };
-    let (chosen, rule) = match decision(policy, &asked) {
-        Ok(outcome) if outcome.action == Does::Block => (None, Some(outcome.into())),
-        Ok(outcome) => {
-            // Of a chain the first hop is looked at.
-            let first = outcome.hops.first().map(|hop| hop.hop.clone());
-            let chosen = first.or_else(|| outcome.route.clone());
-            (chosen, Some(outcome.into()))
-        }
-        Err(error) => {
-            say!("warning: {error:#}");
-            (Some("direct".to_owned()), None)
-        }
-    };
-    let plan = Plan {
-        spoken,
-        wants_more: path != path_of(url),
-        path,
-        is_located: args.locate || args.thorough,
-        target: asked.target,
-        chosen,
-        controls,
-        portal,
-        servers: dns::system_servers(),
-    };
-    Ok((plan, rule))
-}
-
 /// Finds out why a URL does not work.
 fn diagnose(
     url: &str,
@@ -378,33 +258,16 @@ fn diagnose(
     policy: &Arc<Policy>,
     env: &Environment,
 ) -> anyhow::Result<Diagnosis> {
-    let (plan, rule) = plan(url, args, policy, env)?;
-    find_out(&plan, rule, policy, env)
-}
-
-/// The same of a place below which something is wanted.
-fn diagnose_below(
-    url: &str,
-    args: &DoctorArgs,
-    policy: &Arc<Policy>,
-    env: &Environment,
-) -> anyhow::Result<Diagnosis> {
-    let (plan, rule) = plan(url, args, policy, env)?;
-    let plan = Plan {
-        wants_more: true,
-        ..plan
-    };
-    find_out(&plan, rule, policy, env)
+    find_out(plan(url, args, policy, env)?, policy, env)
 }
 
 fn find_out(
-    plan: &Plan,
-    rule: Option<Rule>,
+    (plan, rule): (Plan, Option<Rule>),
     policy: &Arc<Policy>,
     env: &Environment,
 ) -> anyhow::Result<Diagnosis> {
     let facts = look(env, async |resolver, progress| {
-        examine(policy, resolver, plan, progress).await
+        examine(policy, resolver, &plan, progress).await
     })?;
     let verdict = match &rule {
         Some(rule) if plan.chosen.is_none() => denied(&plan.target, rule, &judge(&facts)),
@@ -415,57 +278,6 @@ fn find_out(
         verdict,
         rule,
     })
-}
-
-/// Says which hosts are asked that nobody named, before they are.
-///
-/// # Errors
-/// Where what is to be asked beside the target cannot be read, so that nobody is asked at all.
-fn announce_controls(args: &DoctorArgs, env: &Environment) -> anyhow::Result<()> {
-    controls(args, env, Spoken::default())?;
-    portal(args)?;
-    if has_usual_controls(args, env) {
-        say!(
-            "note: {} are asked as well, to tell blocking from an outage; --control HOST names others, --no-control none",
-            CONTROLS.join(" and ")
-        );
-    }
-    Ok(())
-}
-
-/// Whether hosts are asked that nobody named. In a job of CI nobody is there to be told.
-fn has_usual_controls(args: &DoctorArgs, env: &Environment) -> bool {
-    args.control.is_empty() && !args.no_control && env.get("CI").is_none()
-}
-
-/// A page that answers 204 where nobody is between.
-fn portal(args: &DoctorArgs) -> anyhow::Result<Option<(Target, String)>> {
-    match args.portal.as_deref().map(Asked::parse) {
-        Some(Ok(portal)) if portal.is_plain() => {
-            let path = portal.path.unwrap_or_else(|| "/".to_owned());
-            Ok(Some((portal.target, path)))
-        }
-        Some(_) => anyhow::bail!("--portal: write a URL of plain http"),
-        None => Ok(None),
-    }
-}
-
-/// The hosts that are held against the target, and are asked as it is.
-fn controls(args: &DoctorArgs, env: &Environment, spoken: Spoken) -> anyhow::Result<Vec<Target>> {
-    let port = if spoken == Spoken::Http { 80 } else { 443 };
-    let named: Vec<String> = if has_usual_controls(args, env) {
-        CONTROLS.map(str::to_owned).to_vec()
-    } else if args.no_control {
-        Vec::new()
-    } else {
-        args.control.clone()
-    };
-    let parse = |text: &String| {
-        let found = Target::from_authority(text)
-            .or_else(|_| Target::from_authority(&format!("{text}:{port}")));
-        found.with_context(|| format!("--control {}", without_credentials(text)))
-    };
-    named.iter().map(parse).collect()
 }
 
 /// Looks, and shows how far it is on a terminal.

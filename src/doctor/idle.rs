@@ -1,5 +1,6 @@
 //! Connections that were silent for a while: which of them lived, and what cuts the others. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,6 +19,9 @@ pub struct Silence {
     pub seconds: f64,
     /// What became of it.
     pub end: End,
+    /// Where it ended, if that was not the target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<Arc<str>>,
     /// The failure in words, where it never stood.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -41,6 +45,8 @@ pub enum End {
 
 /// Says what cuts them, and when.
 pub fn judge(target: &str, silences: &[Silence]) -> Verdict {
+    let upstream = silences.iter().find_map(|one| one.upstream.as_deref());
+    let far = upstream.unwrap_or(target);
     let mut silences = silences.to_vec();
     silences.sort_by(|one, two| one.seconds.total_cmp(&two.seconds));
     let brief = |seconds: f64| {
@@ -82,7 +88,7 @@ pub fn judge(target: &str, silences: &[Silence]) -> Verdict {
             "fine",
             Certain,
             format!(
-                "connections to {target} bear a silence of {}",
+                "connections to {far} bear a silence of {}",
                 brief(longest.seconds)
             ),
         )
@@ -96,7 +102,7 @@ pub fn judge(target: &str, silences: &[Silence]) -> Verdict {
             "server_closes_idle",
             Strong,
             format!(
-                "{target} itself ends connections that are silent for {}",
+                "{far} itself ends connections that are silent for {}",
                 brief(cut.seconds)
             ),
         )
@@ -157,6 +163,7 @@ mod tests {
             .map(|(seconds, end)| Silence {
                 seconds: *seconds,
                 end: *end,
+                upstream: None,
                 message: (*end == End::Failed).then(|| "connect.timeout".to_owned()),
             })
             .collect();

@@ -308,7 +308,8 @@ impl Doctor<'_> {
         } else {
             format!("via {name}")
         };
-        for control in &self.plan.controls {
+        // All at once: each may be silent for as long as an upstream may be.
+        let asked = self.plan.controls.iter().map(async |control| {
             (self.progress)(&format!("{told}: control {}", control.host));
             let begun = Instant::now();
             let outcome = if self.plan.spoken == Spoken::Http {
@@ -317,9 +318,9 @@ impl Doctor<'_> {
                 let shaken = self.shake(dial, control).await;
                 shaken.map(drop).map_err(|failed| failed.0)
             };
-            way.controls
-                .push(probe(control.host.to_string(), begun, outcome));
-        }
+            probe(control.host.to_string(), begun, outcome)
+        });
+        way.controls = join_all(asked).await;
         if let Some((target, path)) = &self.plan.portal {
             (self.progress)(&format!("{told}: is there a portal?"));
             let asked = self.ask(dial, target, Method::GET, path).await;

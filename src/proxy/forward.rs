@@ -7,7 +7,6 @@ use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_EN
 use http::{Method, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
 
 use super::answer::{Answer, Open, Passing, Requests};
@@ -212,15 +211,7 @@ impl Answered {
 /// An upstream's own answer to a plain request, as its answer to CONNECT would be; and whether all of it was read.
 pub(super) async fn reply_of(response: Response<Incoming>) -> (Reply, bool) {
     let (head, body) = response.into_parts();
-    let reason = head.extensions.get::<ReasonPhrase>();
-    let reason = reason.map_or(&b""[..], ReasonPhrase::as_bytes);
-    let fields = head
-        .headers
-        .iter()
-        // hyper has taken the chunks apart.
-        .filter(|(name, _)| *name != TRANSFER_ENCODING)
-        .map(|(name, value)| (name.as_str(), value.as_bytes()));
-    let reply = Reply::of(head.status, reason, &fields.collect::<Vec<_>>());
+    let reply = Reply::of_head(&head);
     let (body, is_whole) = upstream::read_body(body).await;
     (reply.with_body(&body), is_whole)
 }

@@ -29,6 +29,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use argon2::password_hash::PasswordHasher as _;
+use argon2::{Algorithm, Argon2, Params, Version};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -70,6 +72,14 @@ pub struct Starting {
     policy: PathBuf,
     folder: TempDir,
     listens_as_written: bool,
+}
+
+/// A line of a file of users. Few rounds: the tests check no strength.
+pub fn user(name: &str, password: &str) -> String {
+    let params = Params::new(64, 1, 1, None).unwrap();
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    let hash = argon2.hash_password_with_salt(password.as_bytes(), b"saltsaltsalt");
+    format!("{name}:{}\n", hash.unwrap())
 }
 
 /// The command, with nothing of this process's proxy settings in its environment.

@@ -8,8 +8,9 @@ use tokio::process::Command;
 use super::super::exit;
 use super::DoctorArgs;
 use super::page::{Page, Tone};
+use super::plan::{announce_controls, plan_below};
 use super::program::{command, run as run_program, told};
-use super::{Diagnosis, announce_controls, diagnose_below, of_text, recheck};
+use super::{Diagnosis, find_out, of_text, recheck};
 use crate::config::env::{Environment, without_credentials};
 use crate::doctor::Verdict;
 use crate::doctor::git::{
@@ -203,6 +204,6 @@ fn of_network(seen: &Seen, args: &DoctorArgs, env: &Environment) -> anyhow::Resu
     announce_controls(args, env)?;
     let url = format!("{scheme}{host}:{}", remote.port());
     // Repositories stand below.
-    let Diagnosis { verdict, .. } = diagnose_below(&url, args, &policy, env)?;
+    let Diagnosis { verdict, .. } = find_out(plan_below(&url, args, &policy, env)?, &policy, env)?;
     Ok(verdict)
 }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{exit, print};
 use super::DoctorArgs;
-use super::{Diagnosis, announce_controls, diagnose_below, load};
+use super::plan::{announce_controls, plan_below};
+use super::{find_out, load};
 use crate::config::env::{Environment, without_credentials};
 
 /// What `go env -json` says, as far as it matters here.
@@ -20,6 +21,7 @@ struct Settings {
     goprivate: String,
     gonoproxy: String,
     gonosumdb: String,
+    goinsecure: String,
     goflags: String,
 }
 
@@ -76,8 +78,10 @@ pub(super) fn run(args: &DoctorArgs, env: &Environment) -> u8 {
         let verdict = match url {
             "direct" | "off" => None,
             // What is fetched stands below.
-            url => match diagnose_below(url, args, &policy, env) {
-                Ok(Diagnosis { verdict, .. }) => Some(verdict),
+            url => match plan_below(url, args, &policy, env)
+                .and_then(|plan| find_out(plan, &policy, env))
+            {
+                Ok(found) => Some(found.verdict),
                 Err(error) => {
                     notes.push(format!("{place}: {error:#}"));
                     None
@@ -204,6 +208,18 @@ fn notes(settings: &Settings) -> Vec<String> {
     }
     if settings.goflags.contains("-insecure") {
         notes.push("GOFLAGS holds -insecure".to_owned());
+    }
+    if !settings.goinsecure.is_empty() {
+        notes.push(format!(
+            "GOINSECURE {}: what these are fetched by may be plain http, or TLS that nobody has checked. Let Go trust their authority instead (SSL_CERT_FILE)",
+            settings.goinsecure
+        ));
+    }
+    if settings.gosumdb == "off" {
+        notes.push(
+            "GOSUMDB=off: no checksum of a module that is new here is compared with anybody's. For modules of your own GONOSUMDB does, or GOPRIVATE"
+                .to_owned(),
+        );
     }
     if settings.goproxy == "off" {
         notes.push("GOPROXY=off: nothing is fetched at all".to_owned());

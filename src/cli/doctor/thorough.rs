@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::{Diagnosis, DoctorArgs, look, plan};
+use super::plan::plan;
+use super::{Diagnosis, DoctorArgs, look};
 use crate::config::env::Environment;
 use crate::doctor::facts::Spoken;
 use crate::doctor::looks::over;

@@ -1,5 +1,6 @@
 //! What a server answers to a request, by HTTP/1.1 and HTTP/2.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::tls::handshake::{Offer, handshake_as, refused_late};
 const ANSWER: Duration = Duration::from_secs(5);
 
 impl Doctor<'_> {
-    /// Asks a server of plain HTTP by a way, as the proxy would: an upstream is asked for the whole URL.
+    /// Asks a server of plain HTTP by a way for an answer's head.
     pub(super) async fn ask(
         &self,
         dial: &Arc<dyn Dial>,
@@ -30,65 +31,89 @@ impl Doctor<'_> {
         method: Method,
         path: &str,
     ) -> Result<StatusCode, Failure> {
-        let host = authority(target, Spoken::Http);
-        let (mut io, form) = self.open_plainly(dial, target).await?;
+        // Behind another method's answer stands a body.
+        let has_body = method != Method::HEAD;
+        let send = async |mut io: Box<dyn Io>, wanted: &Wanted| {
+            let reply = ask(&mut io, wanted.written().as_bytes(), wanted.limit).await?;
+            let is_kept = reply.is_reusable && !has_body;
+            Ok((reply, (), is_kept.then_some(io)))
+        };
+        let (reply, ()) = self.converse(dial, target, method, path, send).await?;
+        status(&reply)
+    }
+
+    /// Asks a server of plain HTTP by a way, as the proxy would: an upstream is asked for the whole URL, and told who we are
+    /// where it wants to know. `send` gives the answer to one request, and the connection where that bears another one.
+    pub(super) async fn converse<T>(
+        &self,
+        dial: &Arc<dyn Dial>,
+        target: &Target,
+        method: Method,
+        path: &str,
+        send: impl AsyncFn(
+            Box<dyn Io>,
+            &Wanted,
+        ) -> Result<(Reply, T, Option<Box<dyn Io>>), UpstreamError>,
+    ) -> Result<(Reply, T), Failure> {
+        let (io, form) = self.open_plainly(dial, target).await?;
+        let mut wanted = Wanted::new(target, Spoken::Http, method, path);
         let Form::Absolute {
             upstream,
             authenticator,
         } = form
         else {
-            let request = head(&host, &method, path);
-            let asked = ask(&mut io, request.as_bytes(), ANSWER).await;
-            return asked.map_err(of_origin).and_then(|reply| status(&reply));
+            let answered = send(io, &wanted).await.map_err(of_origin)?;
+            return Ok((answered.0, answered.1));
         };
         let failed = |error: UpstreamError| Failure::Upstream {
             upstream: upstream.clone(),
             passes_443: false,
             error,
         };
-        let url = format!("http://{host}{path}");
-        let mut talk = Talk::new(authenticator, method.clone(), url.clone());
-        let mut said = talk.first().await;
-        let mut is_kept = false;
+        wanted.by_upstream();
+        let mut talk = Talk::new(authenticator, wanted.method.clone(), wanted.target.clone());
+        wanted.said = talk.first().await;
+        let mut next = Some(io);
         loop {
-            let request = told(&host, &method, &url, said.as_ref());
-            match ask(&mut io, request.as_bytes(), REPLY).await {
+            let is_kept = wanted.is_again;
+            let io = match next.take() {
+                Some(io) => io,
+                None => self.open_plainly(dial, target).await?.0,
+            };
+            match send(io, &wanted).await {
                 // It had said that it would take another request.
-                Err(_) if is_kept => {}
+                Err(_) if is_kept => wanted.said = talk.again().await.ok().flatten(),
                 Err(error) => return Err(failed(error)),
-                Ok(reply) if reply.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                    said = match talk.answer(&reply).await {
+                Ok((reply, _, kept))
+                    if reply.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED =>
+                {
+                    wanted.said = match talk.answer(&reply).await {
                         Ok(answer) => Some(answer),
                         Err(why) => {
                             let reply = Box::new(reply);
                             return Err(failed(UpstreamError::Unauthorized { reply, why }));
                         }
                     };
-                    // Behind another method's answer stands a body.
-                    is_kept = reply.is_reusable && method == Method::HEAD;
-                    if is_kept {
-                        continue;
+                    if kept.is_none() && talk.is_bound() {
+                        wanted.said = talk.again().await.ok().flatten();
                     }
+                    next = kept;
                 }
-                Ok(reply) => {
+                Ok((reply, rest, _)) => {
                     talk.accepted();
                     return if reply.is_refusal {
                         Err(failed(UpstreamError::Refused(Box::new(reply))))
                     } else {
-                        status(&reply)
+                        Ok((reply, rest))
                     };
                 }
             }
-            (io, _) = self.open_plainly(dial, target).await?;
-            if is_kept || talk.is_bound() {
-                said = talk.again().await.ok().flatten();
-            }
-            is_kept = false;
+            wanted.is_again = next.is_some();
         }
     }
 
     /// A connection for plain requests, and how they are written on it.
-    async fn open_plainly(
+    pub(super) async fn open_plainly(
         &self,
         dial: &Arc<dyn Dial>,
         target: &Target,
@@ -100,10 +125,9 @@ impl Doctor<'_> {
     /// Asks the target, behind a handshake.
     pub(super) async fn ask_inside(&self, mut io: Box<dyn Io>) -> Result<StatusCode, Failure> {
         let target = &self.plan.target;
-        let host = authority(target, Spoken::Tls);
         let begun = Instant::now();
-        let request = head(&host, &Method::HEAD, &self.plan.path);
-        let error = match ask(&mut io, request.as_bytes(), ANSWER).await {
+        let wanted = Wanted::new(target, Spoken::Tls, Method::HEAD, &self.plan.path);
+        let error = match ask(&mut io, wanted.written().as_bytes(), wanted.limit).await {
             Ok(reply) => return status(&reply),
             Err(error) => error,
         };
@@ -155,7 +179,7 @@ fn status(reply: &Reply) -> Result<StatusCode, Failure> {
 }
 
 /// What it means that an origin gives no answer that can be read.
-fn of_origin(error: UpstreamError) -> Failure {
+pub(super) fn of_origin(error: UpstreamError) -> Failure {
     let error = match error {
         UpstreamError::NoReply { after } => OriginError::NoAnswer { after },
         UpstreamError::Reset { source } => OriginError::Reset(source),
@@ -178,7 +202,7 @@ fn of_origin(error: UpstreamError) -> Failure {
 }
 
 /// A target as a request names it: without the port that goes without saying.
-pub(super) fn authority(target: &Target, spoken: Spoken) -> String {
+fn authority(target: &Target, spoken: Spoken) -> String {
     let usual = match spoken {
         Spoken::Tls => ":443",
         Spoken::Http => ":80",
@@ -188,24 +212,67 @@ pub(super) fn authority(target: &Target, spoken: Spoken) -> String {
     full.strip_suffix(usual).unwrap_or(&full).to_owned()
 }
 
-/// A request behind which the connection ends.
-pub(super) fn head(host: &str, method: &Method, path: &str) -> String {
-    request(host, method, path, "Connection: close\r\n")
+/// A request as it is to be written.
+pub(super) struct Wanted {
+    pub(super) method: Method,
+    /// The path; of an upstream the whole URL.
+    pub(super) target: String,
+    pub(super) host: String,
+    /// Who we are, where an upstream is told.
+    pub(super) said: Option<Secret>,
+    /// For so long the answer is waited for.
+    pub(super) limit: Duration,
+    /// It goes out behind another one.
+    is_again: bool,
+    is_last: bool,
 }
 
-/// A request to an upstream, which says who we are where that is known.
-fn told(host: &str, method: &Method, url: &str, said: Option<&Secret>) -> String {
-    // A line end there would make a second request of the rest.
-    let is_safe = |said: &&str| !said.bytes().any(|byte| byte.is_ascii_control());
-    let said = said.map(Secret::reveal).filter(is_safe);
-    let field = said.map(|said| format!("Proxy-Authorization: {said}\r\n"));
-    request(host, method, url, &field.unwrap_or_default())
-}
+impl Wanted {
+    /// One to an origin, behind which the connection ends.
+    pub(super) fn new(target: &Target, spoken: Spoken, method: Method, path: &str) -> Self {
+        Self {
+            method,
+            target: path.to_owned(),
+            host: authority(target, spoken),
+            said: None,
+            limit: ANSWER,
+            is_again: false,
+            is_last: true,
+        }
+    }
 
-fn request(host: &str, method: &Method, target: &str, fields: &str) -> String {
-    format!(
-        "{method} {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: routecause-doctor\r\nAccept: */*\r\n{fields}\r\n"
-    )
+    /// Goes to an upstream instead.
+    pub(super) fn by_upstream(&mut self) {
+        self.target = format!("http://{}{}", self.host, self.target);
+        self.limit = REPLY;
+        self.is_last = false;
+    }
+
+    /// Its fields.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        // A line end there would make a second request of the rest.
+        let is_safe = |said: &&str| !said.bytes().any(|byte| byte.is_ascii_control());
+        let said = self.said.as_ref().map(Secret::reveal).filter(is_safe);
+        [
+            ("Host", Some(&*self.host)),
+            ("User-Agent", Some("routecause-doctor")),
+            ("Accept", Some("*/*")),
+            ("Connection", self.is_last.then_some("close")),
+            ("Proxy-Authorization", said),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
+
+    /// Its head.
+    pub(super) fn written(&self) -> String {
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
+        for (name, value) in self.fields() {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        head.push_str("\r\n");
+        head
+    }
 }
 
 async fn head_by_http2(

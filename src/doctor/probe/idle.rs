@@ -9,12 +9,12 @@ use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::http::{authority, head};
-use super::{Doctor, HELLO, Io, PAUSE, whole};
+use super::http::Wanted;
+use super::{Doctor, HELLO, Io, PAUSE, Plan};
 use crate::doctor::facts::Spoken;
 use crate::doctor::idle::{End, Silence};
 use crate::failure::{Failure, chain};
-use crate::route::{Dial, Purpose};
+use crate::route::{Dial, Form};
 
 /// So many connections are left alone at once, each longer than the one before by the same.
 const STEPS: u32 = 8;
@@ -39,58 +39,76 @@ impl Doctor<'_> {
     }
 
     async fn leave_one_alone(&self, dial: &Arc<dyn Dial>, long: Duration) -> Silence {
-        let mut io = match self.open(dial).await {
-            Ok(io) => io,
-            Err(failure) => {
-                return Silence {
-                    seconds: long.as_secs_f64(),
-                    end: End::Failed,
-                    message: Some(chain(&failure)),
-                };
-            }
-        };
-        let of = |since: Instant, end: End| Silence {
-            seconds: since.elapsed().as_secs_f64(),
+        let silence = |seconds: Duration, end: End| Silence {
+            seconds: seconds.as_secs_f64(),
             end,
+            upstream: None,
             message: None,
         };
-        let since = Instant::now();
-        let mut byte = [0; 1];
-        match timeout(long, io.read(&mut byte)).await {
-            Err(_) => {}
-            // A server that says something now says farewell.
-            Ok(Ok(_)) => return of(since, End::Closed),
-            Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
-                return of(since, End::Closed);
+        match self.open(dial).await {
+            Ok((mut io, wanted, upstream)) => {
+                let (seconds, end) = is_left(&mut *io, long, &wanted).await;
+                Silence {
+                    upstream,
+                    ..silence(seconds, end)
+                }
             }
-            Ok(Err(_)) => return of(since, End::Reset),
+            Err(failure) => Silence {
+                message: Some(chain(&failure)),
+                ..silence(long, End::Failed)
+            },
         }
-        let silent = of(since, End::Alive);
-        let talk = async {
-            let host = authority(&self.plan.target, self.plan.spoken);
-            io.write_all(head(&host, &Method::HEAD, "/").as_bytes())
-                .await?;
-            io.flush().await?;
-            io.read(&mut byte).await
-        };
-        let end = match timeout(HELLO * 2, talk).await {
-            Ok(Ok(1..)) => End::Alive,
-            Ok(Ok(0)) => End::Closed,
-            Ok(Err(_)) => End::Reset,
-            Err(_) => End::Silent,
-        };
-        Silence { end, ..silent }
     }
 
-    /// A connection to the target, ready for a request.
-    pub(super) async fn open(&self, dial: &Arc<dyn Dial>) -> Result<Box<dyn Io>, Failure> {
-        if self.plan.spoken == Spoken::Tls {
-            let shaken = self.shake(dial, &self.plan.target).await;
-            return shaken
-                .map(|shaken| shaken.stream)
-                .map_err(|failed| failed.0);
+    /// A connection that is ready for a request, the request, and the upstream where it ends at one.
+    async fn open(
+        &self,
+        dial: &Arc<dyn Dial>,
+    ) -> Result<(Box<dyn Io>, Wanted, Option<Arc<str>>), Failure> {
+        let Plan { target, spoken, .. } = self.plan;
+        let mut wanted = Wanted::new(target, *spoken, Method::HEAD, "/");
+        if *spoken == Spoken::Tls {
+            let shaken = self.shake(dial, target).await;
+            let shaken = shaken.map_err(|failed| failed.0)?;
+            return Ok((shaken.stream, wanted, None));
         }
-        let conn = self.dial(dial, &self.plan.target, Purpose::Tunnel).await?;
-        Ok(whole(conn.wire, conn.early))
+        let (io, form) = self.open_plainly(dial, target).await?;
+        let upstream = match form {
+            Form::Origin => None,
+            Form::Absolute { upstream, .. } => {
+                wanted.by_upstream();
+                Some(upstream)
+            }
+        };
+        Ok((io, wanted, upstream))
     }
+}
+
+/// Leaves a connection alone for so long, then asks on it. For how long it was silent, and what became of it.
+async fn is_left(io: &mut dyn Io, long: Duration, wanted: &Wanted) -> (Duration, End) {
+    let since = Instant::now();
+    let mut byte = [0; 1];
+    let ended = match timeout(long, io.read(&mut byte)).await {
+        Err(_) => None,
+        // A server that says something now says farewell.
+        Ok(Ok(_)) => Some(End::Closed),
+        Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => Some(End::Closed),
+        Ok(Err(_)) => Some(End::Reset),
+    };
+    let silent = since.elapsed();
+    if let Some(end) = ended {
+        return (silent, end);
+    }
+    let talk = async {
+        io.write_all(wanted.written().as_bytes()).await?;
+        io.flush().await?;
+        io.read(&mut byte).await
+    };
+    let end = match timeout(HELLO * 2, talk).await {
+        Ok(Ok(1..)) => End::Alive,
+        Ok(Ok(0)) => End::Closed,
+        Ok(Err(_)) => End::Reset,
+        Err(_) => End::Silent,
+    };
+    (silent, end)
 }

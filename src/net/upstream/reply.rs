@@ -1,6 +1,8 @@
 //! What a refusing upstream says, made legible: fields, challenges, and the text of its error page.
 
-use http::StatusCode;
+use http::header::TRANSFER_ENCODING;
+use http::{StatusCode, response};
+use hyper::ext::ReasonPhrase;
 
 use crate::record::FIELD;
 
@@ -110,6 +112,19 @@ impl Reply {
             this.framing.is_kept &= keeps("connection") || keeps("proxy-connection");
         }
         this
+    }
+
+    /// The reply that a head is which came by way of hyper.
+    pub fn of_head(head: &response::Parts) -> Self {
+        let reason = head.extensions.get::<ReasonPhrase>();
+        let reason = reason.map_or(&b""[..], ReasonPhrase::as_bytes);
+        let fields = head
+            .headers
+            .iter()
+            // hyper has taken the chunks apart.
+            .filter(|(name, _)| *name != TRANSFER_ENCODING)
+            .map(|(name, value)| (name.as_str(), value.as_bytes()));
+        Self::of(head.status, reason, &fields.collect::<Vec<_>>())
     }
 
     /// The reply that a head with these fields is.
