@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Proxy;
 use super::forward::reply_of;
 use super::headers::Wishes;
-use super::introduce::{Introduction, KEPT};
+use super::introduce::KEPT;
 use super::patience::Alarm;
 use super::pool::{Lease, Pool};
 use super::replay::Copy;
@@ -81,7 +81,7 @@ impl Errand<'_> {
                 trail.asks(&talk.upstream);
                 Box::pin(talk.introduce(&lease, &mut parts)).await;
             }
-            let may_be_asked = talk.as_ref().is_some_and(Introduction::can_answer);
+            let may_be_asked = talk.as_ref().is_some_and(|talk| talk.can_answer());
             let mut copy = may_be_asked.then(|| Copy::of(&parts, &mut body, KEPT));
             // Only a kept connection can be stale, and only a safe request without a body may go out twice
             // (RFC 9110, section 9.2.2).
@@ -129,10 +129,7 @@ impl Errand<'_> {
                     Some(parts),
                 ) => {
                     trail.resend();
-                    (
-                        parts,
-                        Outgoing::empty(exchange.meter().clone(), self.upload.clone()),
-                    )
+                    (parts, Outgoing::empty())
                 }
                 (Unanswered::NotSent(_, error), _) => {
                     let failure = failed(error.into(), &lease.form, trail);
@@ -286,8 +283,9 @@ impl Errand<'_> {
 
     /// Counts interim answers; holds back the body of a request that waits for a 100, and lets it go when one comes.
     pub(super) fn informed(&self, mut request: Request<Outgoing>) -> Request<Outgoing> {
-        let waits = self.wishes.waits_for_continue && !request.body().is_empty();
-        let open = Mutex::new(waits.then(|| request.body_mut().hold()));
+        let waits = self.wishes.waits_for_continue;
+        let open = waits.then(|| request.body_mut().hold());
+        let open = Mutex::new(open.flatten());
         let (count, upload) = (AtomicU32::new(0), self.upload.clone());
         on_informational(&mut request, move |response| {
             if count.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {

@@ -32,7 +32,7 @@ pub(super) struct Introduction {
 
 impl Introduction {
     /// For a request that is written as it will be sent; `None` where it goes to no upstream.
-    pub(super) fn new(lease: &Lease, parts: &request::Parts) -> Option<Self> {
+    pub(super) fn new(lease: &Lease, parts: &request::Parts) -> Option<Box<Self>> {
         let Form::Absolute {
             upstream,
             authenticator,
@@ -44,11 +44,11 @@ impl Introduction {
             Some(_) => parts.uri.to_string(),
             None => String::new(),
         };
-        Some(Self {
+        Some(Box::new(Self {
             upstream: upstream.clone(),
             talk: Talk::new(authenticator.clone(), parts.method.clone(), uri),
             answer: None,
-        })
+        }))
     }
 
     /// Whether there is anything to be said, so that the request may have to be sent again.
@@ -83,7 +83,7 @@ impl Introduction {
         &mut self,
         response: Response<Incoming>,
         lease: &mut Lease,
-        copy: &mut Option<Copy>,
+        copy: &mut Option<Box<Copy>>,
         errand: &Errand<'_>,
         exchange: &Exchange,
     ) -> Result<(bool, (request::Parts, Outgoing)), Failure> {

@@ -44,15 +44,11 @@ enum Body {
 
 impl Copy {
     /// Keeps a request, of its body up to `room` bytes.
-    pub(super) fn of(parts: &request::Parts, body: &mut Outgoing, room: usize) -> Self {
-        Self {
+    pub(super) fn of(parts: &request::Parts, body: &mut Outgoing, room: usize) -> Box<Self> {
+        Box::new(Self {
             parts: parts.clone(),
-            body: if body.is_empty() {
-                Body::Absent
-            } else {
-                Body::Out(body.keep(room))
-            },
-        }
+            body: body.keep(room).map_or(Body::Absent, Body::Out),
+        })
     }
 
     /// Whether it cannot be sent again any more.
@@ -81,10 +77,10 @@ impl Copy {
             Body::Back(rewound) => Some(rewound),
             Body::Out(receiver) => Some(timeout(GIVE_BACK, receiver).await.ok()?.ok()?),
         };
-        let (meter, upload) = (exchange.meter().clone(), Arc::clone(errand.upload));
         let body = match rewound {
-            None => Outgoing::empty(meter, upload),
+            None => Outgoing::empty(),
             Some(rewound) => {
+                let (meter, upload) = (exchange.meter().clone(), Arc::clone(errand.upload));
                 let limit = errand.plan.timeouts.body_idle;
                 Outgoing::again(rewound, meter, upload, limit)
             }
@@ -112,7 +108,7 @@ impl Errand<'_> {
                 trail.asks(&talk.upstream);
                 Box::pin(talk.introduce(&lease, &mut parts)).await;
             }
-            let may_be_asked = talk.as_ref().is_some_and(Introduction::can_answer);
+            let may_be_asked = talk.as_ref().is_some_and(|talk| talk.can_answer());
             let replays = self.may_replay(&rest, &parts);
             // As on the only hop: a kept connection may be stale, and what is safe and has no body is not asked for twice.
             let may_be_stale = lease.reused && body.is_empty() && parts.method.is_safe();
@@ -197,10 +193,7 @@ impl Errand<'_> {
                     let Some(copy) = copy else {
                         return Err(rest.give_up(failure, trail));
                     };
-                    (parts, body) = (
-                        copy.parts,
-                        Outgoing::empty(exchange.meter().clone(), self.upload.clone()),
-                    );
+                    (parts, body) = (copy.parts, Outgoing::empty());
                     trail.resend();
                     trail.last_try_failed(classify(&OriginError::Stale.into()));
                     lease = self.renew(lease, &mut rest, exchange).await?;
@@ -242,7 +235,7 @@ impl Errand<'_> {
         &self,
         lease: &Lease,
         parts: &mut request::Parts,
-    ) -> Option<Introduction> {
+    ) -> Option<Box<Introduction>> {
         headers::authorize(parts, None);
         headers::address(parts, &self.plan.target, &lease.form);
         Introduction::new(lease, parts)
@@ -252,10 +245,10 @@ impl Errand<'_> {
     /// with alone.
     pub(super) fn readdress(
         &self,
-        talk: Option<Introduction>,
+        talk: Option<Box<Introduction>>,
         lease: &Lease,
         parts: &mut request::Parts,
-    ) -> Option<Introduction> {
+    ) -> Option<Box<Introduction>> {
         match (talk, &lease.form) {
             (Some(talk), Form::Absolute { upstream, .. }) if talk.upstream == *upstream => {
                 Some(talk)

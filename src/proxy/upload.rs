@@ -26,9 +26,13 @@ use crate::relay::Meter;
 /// How long a body is held back for the origin's 100 before it is sent all the same (RFC 9110, section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// A client's body on its way to the origin.
+/// A client's body on its way to the origin; nothing where there is none, as with most requests.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct Outgoing(Option<Box<Sending>>);
+
+#[derive(Debug)]
+struct Sending {
+    /// Until it is given up.
     body: Option<Inbound>,
     gate: Option<Gate>,
     meter: Arc<Meter>,
@@ -223,40 +227,21 @@ impl Outgoing {
         limit: Duration,
     ) -> (Self, Uploading) {
         let upload = Upload::since(meter.begun());
-        let body = if body.is_end_stream() {
+        if body.is_end_stream() {
             upload.done();
-            None
-        } else {
-            Some(Inbound {
-                body,
-                _reading: Reading::new(requests),
-            })
+            return (Self::empty(), Uploading(upload));
+        }
+        let body = Inbound {
+            body,
+            _reading: Reading::new(requests),
         };
-        (
-            Self {
-                body,
-                gate: None,
-                meter,
-                upload: upload.clone(),
-                patience: Patience::new(limit),
-                rewound: VecDeque::new(),
-                kept: None,
-            },
-            Uploading(upload),
-        )
+        let sending = Sending::new(body, VecDeque::new(), meter, upload.clone(), limit);
+        (Self(Some(Box::new(sending))), Uploading(upload))
     }
 
-    /// An empty one, for a request that is sent once more.
-    pub fn empty(meter: Arc<Meter>, upload: Arc<Upload>) -> Self {
-        Self {
-            body: None,
-            gate: None,
-            meter,
-            upload,
-            patience: Patience::new(Duration::MAX),
-            rewound: VecDeque::new(),
-            kept: None,
-        }
+    /// None.
+    pub fn empty() -> Self {
+        Self(None)
     }
 
     /// A body that was given up, from its beginning.
@@ -267,27 +252,62 @@ impl Outgoing {
         limit: Duration,
     ) -> Self {
         upload.is_done.store(false, Ordering::Relaxed);
-        Self {
-            body: Some(rewound.body),
-            gate: None,
-            meter,
-            upload,
-            patience: Patience::new(limit),
-            rewound: rewound.data,
-            kept: None,
-        }
+        let sending = Sending::new(rewound.body, rewound.data, meter, upload, limit);
+        Self(Some(Box::new(sending)))
     }
 
     /// Keeps what passes, so that the body can be sent again: it comes back by the receiver when it is given up, unless more
-    /// than `room` bytes have passed or it has failed.
-    pub fn keep(&mut self, room: usize) -> oneshot::Receiver<Rewound> {
+    /// than `room` bytes have passed or it has failed. Nothing where there is no body.
+    pub fn keep(&mut self, room: usize) -> Option<oneshot::Receiver<Rewound>> {
+        let sending = self.0.as_mut()?;
         let (back, receiver) = oneshot::channel();
-        self.kept = Some(Box::new(Kept {
+        sending.kept = Some(Box::new(Kept {
             data: VecDeque::new(),
             room,
             back,
         }));
-        receiver
+        Some(receiver)
+    }
+
+    /// Holds the body back until the sender that is returned is used; where it is dropped first, for good. Nothing where
+    /// there is no body.
+    pub fn hold(&mut self) -> Option<oneshot::Sender<()>> {
+        let sending = self.0.as_mut()?;
+        let (open, opened) = oneshot::channel();
+        sending.gate = Some(Gate::Waiting {
+            opened,
+            patience: Box::pin(sleep(CONTINUE_WAIT)),
+        });
+        Some(open)
+    }
+
+    /// Whether there is no body.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Sending {
+    fn new(
+        body: Inbound,
+        rewound: VecDeque<Bytes>,
+        meter: Arc<Meter>,
+        upload: Arc<Upload>,
+        limit: Duration,
+    ) -> Self {
+        Self {
+            body: Some(body),
+            gate: None,
+            meter,
+            upload,
+            patience: Patience::new(limit),
+            rewound,
+            kept: None,
+        }
+    }
+
+    fn is_read(&self) -> bool {
+        self.rewound.is_empty() && self.body.as_ref().is_none_or(Inbound::is_read)
     }
 
     fn pass(&mut self, data: &Bytes) {
@@ -310,29 +330,83 @@ impl Outgoing {
     fn pass_again(&mut self) -> Option<Bytes> {
         let data = self.rewound.pop_front()?;
         self.pass(&data);
-        if self.is_end_stream() {
+        if self.is_read() {
             self.upload.done();
         }
         Some(data)
     }
 
-    /// Holds the body back until the sender that is returned is used; where it is dropped first, for good.
-    pub fn hold(&mut self) -> oneshot::Sender<()> {
-        let (open, opened) = oneshot::channel();
-        self.gate = Some(Gate::Waiting {
-            opened,
-            patience: Box::pin(sleep(CONTINUE_WAIT)),
-        });
-        open
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(Gate::Waiting { opened, patience }) = &mut self.gate {
+            self.gate = match Pin::new(opened).poll(cx) {
+                Poll::Ready(Ok(())) => None,
+                Poll::Ready(Err(_)) => Some(Gate::Withheld),
+                Poll::Pending => {
+                    ready!(patience.as_mut().poll(cx));
+                    None
+                }
+            };
+        }
+        if let Some(Gate::Withheld) = &self.gate {
+            ready!(self.upload.is_over.poll(cx));
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
+        }
+        if let Some(data) = self.pass_again() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let Some(inbound) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        match Pin::new(&mut inbound.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    self.pass(data);
+                } else {
+                    self.kept = None;
+                }
+                self.patience.renew();
+                self.upload.progress();
+                if let Some(data) = frame.data_ref() {
+                    self.meter.moved(data.len() as u64, 0);
+                }
+                if self.body.as_ref().is_some_and(Inbound::is_read) || frame.is_trailers() {
+                    self.upload.done();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.kept = None;
+                self.upload.ended(upload_end(&error));
+                Poll::Ready(Some(Err(io::Error::other(error))))
+            }
+            Poll::Ready(None) => {
+                self.upload.done();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(self.patience.poll(cx));
+                self.kept = None;
+                self.upload.ended(UploadEnd::Stalled(self.patience.limit));
+                Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
+            }
+        }
     }
 
-    /// Whether there is a body.
-    pub fn is_empty(&self) -> bool {
-        self.body.is_none()
+    fn size_hint(&self) -> SizeHint {
+        let body = self.body.as_ref();
+        let hint = body.map_or(SizeHint::with_exact(0), |inbound| inbound.body.size_hint());
+        if self.rewound.is_empty() {
+            return hint;
+        }
+        let before: usize = self.rewound.iter().map(Bytes::len).sum();
+        match hint.exact() {
+            Some(exact) => SizeHint::with_exact(exact + before as u64),
+            None => hint,
+        }
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for Sending {
     fn drop(&mut self) {
         let Some(kept) = self.kept.take() else {
             return;
@@ -354,80 +428,19 @@ impl Body for Outgoing {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let this = self.get_mut();
-        if this.body.is_none() {
-            return Poll::Ready(None);
-        }
-        if let Some(Gate::Waiting { opened, patience }) = &mut this.gate {
-            this.gate = match Pin::new(opened).poll(cx) {
-                Poll::Ready(Ok(())) => None,
-                Poll::Ready(Err(_)) => Some(Gate::Withheld),
-                Poll::Pending => {
-                    ready!(patience.as_mut().poll(cx));
-                    None
-                }
-            };
-        }
-        if let Some(Gate::Withheld) = &this.gate {
-            ready!(this.upload.is_over.poll(cx));
-            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
-        }
-        if let Some(data) = this.pass_again() {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        let Some(inbound) = &mut this.body else {
-            return Poll::Ready(None);
-        };
-        match Pin::new(&mut inbound.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    this.pass(data);
-                } else {
-                    this.kept = None;
-                }
-                this.patience.renew();
-                this.upload.progress();
-                if let Some(data) = frame.data_ref() {
-                    this.meter.moved(data.len() as u64, 0);
-                }
-                if this.body.as_ref().is_some_and(Inbound::is_read) || frame.is_trailers() {
-                    this.upload.done();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => {
-                this.kept = None;
-                this.upload.ended(upload_end(&error));
-                Poll::Ready(Some(Err(io::Error::other(error))))
-            }
-            Poll::Ready(None) => {
-                this.upload.done();
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                ready!(this.patience.poll(cx));
-                this.kept = None;
-                this.upload.ended(UploadEnd::Stalled(this.patience.limit));
-                Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
-            }
+        match &mut self.get_mut().0 {
+            None => Poll::Ready(None),
+            Some(sending) => sending.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rewound.is_empty() && self.body.as_ref().is_none_or(Inbound::is_read)
+        self.0.as_ref().is_none_or(|sending| sending.is_read())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let body = self.body.as_ref();
-        let hint = body.map_or(SizeHint::with_exact(0), |inbound| inbound.body.size_hint());
-        if self.rewound.is_empty() {
-            return hint;
-        }
-        let before: usize = self.rewound.iter().map(Bytes::len).sum();
-        match hint.exact() {
-            Some(exact) => SizeHint::with_exact(exact + before as u64),
-            None => hint,
-        }
+        let none = SizeHint::with_exact(0);
+        self.0.as_ref().map_or(none, |sending| sending.size_hint())
     }
 }
 
