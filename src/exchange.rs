@@ -71,6 +71,8 @@ struct Request {
     rule: Option<Arc<str>>,
     rule_source: Option<Arc<str>>,
     would: Option<Arc<str>>,
+    /// The code of what would have refused it.
+    code: Option<Arc<str>>,
     route: Option<Arc<str>>,
     status: Option<u16>,
 }
@@ -163,6 +165,7 @@ impl Request {
         record.rule = self.rule.take();
         record.rule_source = self.rule_source.take();
         record.would = self.would.take();
+        record.code = self.code.take();
         record.route = self.route.take();
         record.policy = self.policy.take();
         record.trace = self.trace.take();
@@ -195,6 +198,7 @@ impl Exchange {
             rule: None,
             rule_source: None,
             would: None,
+            code: None,
             route: None,
             status: None,
         };
@@ -337,6 +341,7 @@ impl Exchange {
             request.rule_source = Some(rule.source.clone());
         }
         request.would = decision.would.map(|would| would.name().into());
+        request.code = decision.would.and_then(|would| would.code().cloned());
         request.route = route.cloned();
     }
 
@@ -379,6 +384,7 @@ impl Exchange {
 
     fn close_failed(&mut self, failure: &Failure, at: Instant) {
         let told = failure.told();
+        let cause = classify(failure);
         if let Failure::Denied(denied) = told {
             let record = self.open_mut().record();
             // A guard stands nowhere, and may refuse what a rule let through.
@@ -387,6 +393,9 @@ impl Exchange {
                 record.rule_source.clone_from(&denied.source);
             }
             record.code.clone_from(&denied.code);
+        } else if cause.phase() == Some(Phase::Policy) {
+            // No block has refused it.
+            self.open_mut().record().code = None;
         }
         // With the target, or on the way to an upstream.
         let shaken = if let Failure::Reach { failure, .. } = told {
@@ -406,7 +415,7 @@ impl Exchange {
             offender: icmp.offender,
         });
         let told = (chain(failure), Some(failure.hint()));
-        self.close(Some(classify(failure)), Some(told), at);
+        self.close(Some(cause), Some(told), at);
     }
 
     /// Emits the record; `told` is the message and the hint where they are not the cause's own.

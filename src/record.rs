@@ -199,7 +199,7 @@ pub struct Record {
     /// What a rule or guard in report mode would have done: its name.
     #[serde(rename = "egress.would", skip_serializing_if = "Option::is_none")]
     pub would: Option<Arc<str>>,
-    /// The word that a block carries for reports, as in `expected`.
+    /// The word of the block that refused it, or would have in report mode. Reports tell `expected` apart.
     #[serde(rename = "egress.code", skip_serializing_if = "Option::is_none")]
     pub code: Option<Arc<str>>,
     /// What the rule leads to: `direct` or an upstream's name.

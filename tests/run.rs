@@ -125,6 +125,37 @@ fn what_is_only_noted_passes_and_is_told() {
 }
 
 #[test]
+fn a_refusal_that_is_expected_fails_no_run() {
+    if !needs::has("curl") {
+        return;
+    }
+    let noise = "rules:\n  - {name: noise, match: {host: other.test}, block: {reason: 'phone-home', code: expected}}\n";
+    let scene = Scene::new(&format!("{noise}default: {{direct: true}}\n"));
+    let (other, out) = (scene.url("other.test"), scene.path("out"));
+    let script = format!("curl -sS -o /dev/null -w '%{{http_code}}' {other}");
+    let flags = ["--report", &*out, "--fail-on", "denied"];
+    let (status, stdout, stderr) = run(scene.run(&flags).args(["sh", "-c", &script]));
+    assert_eq!((status.code(), &*stdout), (Some(0), "403"), "{stderr}");
+    assert!(stderr.contains("; 1 expected\n"), "{stderr}");
+    assert!(stderr.contains("\nexpected  other.test:"), "{stderr}");
+    let read = |name: &str| fs::read_to_string(format!("{out}/{name}")).unwrap();
+    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
+    check!(&report, "denied": 0, "expected": 1);
+    check!(&report["rows"][0], "verdict": "expected", "cause": "policy.denied.rule", "rule": "noise");
+    assert!(read("junit.xml").contains("failures=\"0\""));
+    // It is nothing to speak of.
+    let (_, _, stderr) = run(scene.run(&["--quiet"]).args(["sh", "-c", &script]));
+    assert_eq!(stderr, "");
+    // Where it is only noted the record has the word as well.
+    let flags = ["--report", &*out, "--mode", "report"];
+    let (_, stdout, stderr) = run(scene.run(&flags).args(["sh", "-c", &script]));
+    assert_eq!(stdout, "200", "{stderr}");
+    assert!(stderr.contains("; 1 expected\n"), "{stderr}");
+    let record: Value = serde_json::from_str(&read("records.jsonl")).unwrap();
+    check!(&record, "egress.would": "noise", "egress.code": "expected", "event.outcome": "success");
+}
+
+#[test]
 fn a_failure_on_the_way_is_told_with_its_cause_and_what_to_do() {
     if !needs::has("curl") {
         return;

@@ -44,7 +44,7 @@ pub(in crate::cli) struct RunArgs {
     /// Write an allow-list that covers what was seen into this file, which must not be there yet.
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) learn: Option<PathBuf>,
-    /// End with 3 where something was denied, with 4 where something failed on its way, if the command ends with 0.
+    /// End with 3 where something was denied, refusals with `code: expected` aside, with 4 where something failed on its way, if the command ends with 0.
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub(in crate::cli) fail_on: Vec<FailOn>,
     /// Let the command trust this certificate (PEM) as well, by the variables that its tools read.

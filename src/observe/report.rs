@@ -39,12 +39,14 @@ pub struct Report {
     pub requests: u64,
     /// To how many targets' hosts.
     pub hosts: usize,
-    /// How many were refused by the policy.
+    /// How many were refused by the policy, those that are expected aside.
     pub denied: u64,
     /// How many failed on their way.
     pub failed: u64,
     /// How many a policy that is enforced would refuse.
     pub would_be_denied: u64,
+    /// How many were or would be refused by a block with the code `expected`.
+    pub expected: u64,
     /// Payload bytes towards the servers.
     pub bytes_up: u64,
     /// Payload bytes towards the clients.
@@ -121,6 +123,8 @@ pub enum Verdict {
     Failed,
     /// They passed, and a policy that is enforced would refuse them.
     WouldBeDenied,
+    /// Refused by a block that says this is expected, or passed where it is not enforced.
+    Expected,
     /// The origin answered with a status of 400 or more.
     Answered,
     /// The client left first.
@@ -135,8 +139,10 @@ impl Verdict {
         let cause = seen.cause.as_deref().unwrap_or_default();
         Some(match seen.outcome {
             Outcome::Unknown => return None,
-            Outcome::Success if seen.would.is_some() => Self::WouldBeDenied,
+            Outcome::Success if would_be_denied(seen) && seen.is_expected() => Self::Expected,
+            Outcome::Success if would_be_denied(seen) => Self::WouldBeDenied,
             Outcome::Success => Self::Reached,
+            Outcome::Failure if seen.is_denied() && seen.is_expected() => Self::Expected,
             Outcome::Failure if seen.is_denied() => Self::Denied,
             Outcome::Failure if cause.starts_with("http.status.") => Self::Answered,
             Outcome::Failure if cause.starts_with("client.") => Self::Left,
@@ -150,6 +156,7 @@ impl Verdict {
             Self::Denied => "DENIED",
             Self::Failed => "FAILED",
             Self::WouldBeDenied => "would",
+            Self::Expected => "expected",
             Self::Answered => "answer",
             Self::Left => "left",
             Self::Reached => "ok",
@@ -220,6 +227,7 @@ impl Report {
             denied: 0,
             failed: 0,
             would_be_denied: 0,
+            expected: 0,
             bytes_up: 0,
             bytes_down: 0,
             rows: Vec::new(),
@@ -239,6 +247,7 @@ impl Report {
                 Verdict::Denied => report.denied += 1,
                 Verdict::Failed => report.failed += 1,
                 Verdict::WouldBeDenied => report.would_be_denied += 1,
+                Verdict::Expected => report.expected += 1,
                 Verdict::Answered | Verdict::Left | Verdict::Reached => {}
             }
             let route = seen.hop.as_ref().or(seen.route.as_ref());
@@ -277,7 +286,7 @@ impl Report {
 
 impl Row {
     fn begun(verdict: Verdict, target: String, seen: &Seen) -> Self {
-        let is_would = verdict == Verdict::WouldBeDenied;
+        let is_would = would_be_denied(seen);
         let rule = if is_would { &seen.would } else { &seen.rule };
         Self {
             verdict,
@@ -296,6 +305,14 @@ impl Row {
             bytes_down: 0,
             records: Vec::new(),
         }
+    }
+
+    /// The rule or guard that would refuse what has passed.
+    fn would(&self) -> Option<&str> {
+        let is_would = matches!(self.verdict, Verdict::WouldBeDenied | Verdict::Expected);
+        self.rule
+            .as_deref()
+            .filter(|_| is_would && self.cause.is_none())
     }
 
     fn add(&mut self, seen: &Seen) {
@@ -321,6 +338,11 @@ impl Row {
     }
 }
 
+/// Whether it passed, and a policy that is enforced would refuse it.
+fn would_be_denied(seen: &Seen) -> bool {
+    seen.outcome == Outcome::Success && seen.would.is_some()
+}
+
 /// `1 request`, `2 requests`.
 fn counted(count: u64, one: &str) -> String {
     format!("{count} {one}{}", if count == 1 { "" } else { "s" })
@@ -343,6 +365,7 @@ impl Report {
             (self.denied, "denied"),
             (self.failed, "failed"),
             (self.would_be_denied, "would be denied"),
+            (self.expected, "expected"),
         ];
         let told: Vec<_> = parts
             .iter()

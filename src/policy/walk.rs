@@ -170,6 +170,17 @@ impl Would<'_> {
             Self::Port => "never_ports",
         }
     }
+
+    /// The code of its block.
+    pub fn code(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Rule(Rule {
+                action: Action::Block(block),
+                ..
+            }) => block.code.as_ref(),
+            Self::Rule(_) | Self::Guard(_) | Self::Port => None,
+        }
+    }
 }
 
 /// What happened to one rule in a walk.

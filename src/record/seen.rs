@@ -78,6 +78,9 @@ pub struct Seen {
     /// What a rule or guard in report mode would have done: its name.
     #[serde(rename = "egress.would")]
     pub would: Option<String>,
+    /// The word of the block that refused it, or would have.
+    #[serde(rename = "egress.code")]
+    pub code: Option<String>,
     /// What the rule leads to.
     #[serde(rename = "egress.route")]
     pub route: Option<String>,
@@ -167,6 +170,11 @@ impl Seen {
     pub fn is_denied(&self) -> bool {
         let cause = self.cause.as_deref().unwrap_or_default();
         cause.starts_with("policy.")
+    }
+
+    /// Whether the block that refused it, or would have, says that it is expected to.
+    pub fn is_expected(&self) -> bool {
+        self.code.as_deref() == Some("expected")
     }
 }
 

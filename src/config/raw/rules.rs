@@ -135,7 +135,7 @@ written! {
         reason: String,
         /// The status: 400 to 599 but for 404, 407 and 410, which clients take for something else (403).
         status: Count,
-        /// A word for reports, as in `expected`.
+        /// A word for records (`egress.code`). With `expected` reports tell the refusal apart, and `run --fail-on denied` lets it pass.
         code: String,
         /// How the client is told (http): by an answer, by a reset, or, where the tunnel was granted already, by an alert.
         close: Close,

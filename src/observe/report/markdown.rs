@@ -40,14 +40,10 @@ pub fn markdown(report: &Report) -> String {
             let _ = write!(why, " (fault {} struck)", cell(fault));
         }
         let mut advice = String::new();
-        match (row.verdict, &row.rule) {
-            (Verdict::Denied | Verdict::Failed, _) => {
-                advice = cell(row.hint.as_deref().unwrap_or_default());
-            }
-            (Verdict::WouldBeDenied, Some(rule)) => {
-                advice = format!("enforced, {} would refuse it", cell(rule));
-            }
-            _ => {}
+        if matches!(row.verdict, Verdict::Denied | Verdict::Failed) {
+            advice = cell(row.hint.as_deref().unwrap_or_default());
+        } else if let Some(rule) = row.would() {
+            advice = format!("enforced, {} would refuse it", cell(rule));
         }
         let _ = writeln!(
             text,

@@ -39,10 +39,12 @@ pub fn table(report: &Report, width: usize, colour: bool) -> String {
     let untold = untold.saturating_sub(MOST_REACHED);
     let told = report.rows.len() - untold;
     let rows: Vec<_> = report.rows.iter().take(told).collect();
+    let words = rows.iter().map(|row| row.verdict.as_str().len());
+    let words = words.max().unwrap_or(0).max(INDENT - 2);
     let of = |row: &Row| row.target.width();
     // Room is left for route, count and size.
     let targets = rows.iter().map(|row| of(row)).max().unwrap_or(0);
-    let targets = targets.min(width.saturating_sub(INDENT + 34)).max(20);
+    let targets = targets.min(width.saturating_sub(words + 36)).max(20);
     let via = |row: &Row| row.route.clone().unwrap_or_else(|| "-".to_owned());
     let routes = rows.iter().map(|row| via(row).width()).max().unwrap_or(0);
     let routes = routes.clamp(6, 14);
@@ -50,11 +52,11 @@ pub fn table(report: &Report, width: usize, colour: bool) -> String {
         let tone = match row.verdict {
             Verdict::Denied | Verdict::WouldBeDenied => YELLOW,
             Verdict::Failed => RED,
-            Verdict::Answered | Verdict::Left => DIM,
+            Verdict::Expected | Verdict::Answered | Verdict::Left => DIM,
             Verdict::Reached => GREEN,
         };
         let mut line = format!(
-            "{}{:<6}{}  {}  {}",
+            "{}{:<words$}{}  {}  {}",
             paint(tone),
             row.verdict.as_str(),
             paint(RESET),
@@ -81,8 +83,9 @@ pub fn table(report: &Report, width: usize, colour: bool) -> String {
     if untold > 0 {
         let _ = writeln!(
             text,
-            "{}ok      and {untold} more{}",
+            "{}{:<words$}  and {untold} more{}",
             paint(DIM),
+            Verdict::Reached.as_str(),
             paint(RESET)
         );
     }
@@ -108,8 +111,13 @@ fn details(row: &Row) -> Vec<(&'static str, String)> {
         (Some(cause), None) => details.push(("", cause.clone())),
         (None, _) => {}
     }
-    if let (Verdict::WouldBeDenied, Some(rule)) = (row.verdict, &row.rule) {
-        details.push((YELLOW, format!("enforced, {rule} would refuse it")));
+    if let Some(rule) = row.would() {
+        let tone = if row.verdict == Verdict::Expected {
+            DIM
+        } else {
+            YELLOW
+        };
+        details.push((tone, format!("enforced, {rule} would refuse it")));
     }
     for healed in &row.healed {
         details.push((YELLOW, format!("after {healed}")));

@@ -1,10 +1,10 @@
 use super::*;
 
-/// A record: `outcome host:port hop cause`, each `-` where there is none.
+/// A record: `outcome host:port hop cause would code`, each `-` where there is none.
 fn seen(line: &str) -> Seen {
     let words: Vec<_> = line.split_whitespace().collect();
     let (host, port) = words[1].rsplit_once(':').unwrap();
-    let word = |at: usize| (words[at] != "-").then(|| words[at]);
+    let word = |at: usize| words.get(at).filter(|word| **word != "-");
     let cause = word(3);
     let line = serde_json::json!({
         "schema": crate::record::SCHEMA,
@@ -16,7 +16,8 @@ fn seen(line: &str) -> Seen {
         "error.type": cause,
         "error.message": cause.map(|cause| format!("it was <{cause}> | \"so\"")),
         "egress.hint": cause.map(|_| "look there"),
-        "egress.would": words.get(4),
+        "egress.would": word(4),
+        "egress.code": word(5),
         "egress.rule": "r",
         "egress.rule_source": "p.yaml:3",
         "destination.bytes": 2048,
@@ -25,7 +26,7 @@ fn seen(line: &str) -> Seen {
 }
 
 fn report() -> Report {
-    let seen = [
+    report_of(&[
         "success ok.example:443 direct -",
         "success ok.example:443 direct -",
         "success passed.example:443 direct - deny-all",
@@ -35,8 +36,11 @@ fn report() -> Report {
         "failure web.example:80 direct http.status.404",
         "failure gone.example:443 direct client.gave_up.tls",
         "unknown x.example:1 - client.bad_request",
-    ]
-    .map(seen);
+    ])
+}
+
+fn report_of(lines: &[&str]) -> Report {
+    let seen: Vec<_> = lines.iter().map(|line| seen(line)).collect();
     let policy = Policy {
         source: "p.yaml".into(),
         hash: "0".into(),
@@ -68,6 +72,42 @@ fn requests_are_gathered_and_the_bad_ones_come_first() {
         report.summary(),
         "8 requests to 6 hosts, 16.0KiB down, 0B up; 2 denied, 1 failed, 1 would be denied"
     );
+}
+
+#[test]
+fn refusals_that_are_expected_are_told_apart_and_are_no_failures() {
+    let report = report_of(&[
+        "failure no.example:443 - policy.denied.rule - other",
+        "failure known.example:443 - policy.denied.rule - expected",
+        "success noted.example:443 direct - noise expected",
+        "failure far.example:443 direct connect.timeout noise expected",
+    ]);
+    let told = |row: &Row| format!("{} {}", row.verdict.as_str(), row.target);
+    assert_eq!(
+        report.rows.iter().map(told).collect::<Vec<_>>(),
+        [
+            "DENIED no.example:443",
+            "FAILED far.example:443",
+            "expected known.example:443",
+            "expected noted.example:443",
+        ]
+    );
+    let ends = "; 1 denied, 1 failed, 2 expected";
+    assert!(report.summary().ends_with(ends), "{}", report.summary());
+    let text = table(&report, 80, false);
+    for part in [
+        "DENIED    no.example:443 ",
+        "expected  known.example:443 ",
+        "enforced, noise would refuse it",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert_eq!(text.matches("→ look there").count(), 2, "{text}");
+    let text = junit(&report);
+    assert!(text.contains("tests=\"4\" failures=\"2\""), "{text}");
+    let text = markdown(&report);
+    let line = "| expected | noted.example:443 | direct | 1 | 2.0KiB |  | enforced, noise would refuse it |";
+    assert!(text.contains(line), "{text}");
 }
 
 #[test]
