@@ -24,7 +24,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::config::otlp::Otlp;
-use crate::config::{AdminAddress, Limits, ListenAt, Listener, LogFormat, TokenSource, Users};
+use crate::config::{
+    AdminAddress, Limits, ListenAt, Listener, LogFormat, ServerSettings, TokenSource, Users,
+};
 use crate::exchange::live::Live;
 use crate::listen::accept::Acceptor;
 use crate::listen::door::Door;
@@ -123,6 +125,16 @@ impl Settings {
             admin: AdminSettings::off(),
             otlp: None,
         }
+    }
+
+    /// The same of a command's own listeners, which stand in for those of a policy: with the name and the limits of its `server`.
+    pub fn of_stand_ins(server: ServerSettings, connections: usize) -> Self {
+        let mut settings = Self::of(server.listen.unwrap_or_default(), connections);
+        settings.limits = server.limits.or(settings.limits);
+        if let Some(name) = &server.name {
+            settings.name = name.to_string();
+        }
+        settings
     }
 }
 

@@ -19,6 +19,7 @@ mod raw;
 pub mod secrets;
 mod server;
 mod short;
+mod stand_in;
 mod trials;
 mod upstreams;
 mod users;
@@ -94,8 +95,11 @@ pub struct Options {
     pub secrets: Secrets,
     /// Whether failed `tests:` are errors; if not, [`Loaded::trials`] are for the caller to run.
     pub must_pass: bool,
-    /// The addresses that flags set to listen on; empty for those of the policy.
+    /// The addresses to listen on instead of those of the policy; empty for the latter.
     pub listen: Vec<ListenAt>,
+    /// Whether those are of a command that has a proxy of its own: they stand in for the policy's listeners by their names, and
+    /// what else `server` says of these is not used.
+    pub stands_in: bool,
     /// The time.
     pub now: Timestamp,
 }
@@ -119,7 +123,17 @@ impl Options {
             secrets: Secrets::Needed,
             must_pass: true,
             listen: Vec::new(),
+            stands_in: false,
             now,
+        }
+    }
+
+    /// For a policy that is about to run behind a command's own listeners.
+    pub fn stand_in(now: Timestamp, listen: Vec<ListenAt>) -> Self {
+        Self {
+            listen,
+            stands_in: true,
+            ..Self::serve(now)
         }
     }
 
@@ -129,6 +143,7 @@ impl Options {
             secrets: Secrets::Wanted,
             must_pass: false,
             listen: Vec::new(),
+            stands_in: false,
             now,
         }
     }
@@ -139,7 +154,7 @@ impl Options {
 pub struct Loaded {
     /// The policy. `guards.own` holds the addresses it was told to listen on.
     pub policy: Policy,
-    /// Its `server` section.
+    /// Its `server` section; where listeners stand in for those of it, these and what holds for them.
     pub server: ServerSettings,
     /// Its `tests`, ready to run.
     pub trials: Vec<Trial>,
@@ -231,7 +246,7 @@ fn assemble(
         // Names that stand in what is missing would be told of as unknown, one by one.
         return None;
     }
-    let server = server::check(raw.server.as_ref(), options.secrets, findings);
+    let mut server = server::check(raw.server.as_ref(), options, findings);
     let own: Vec<SocketAddr> = match (&*options.listen, &server.listen) {
         ([], Some(listeners)) => listeners.iter().map(|l| l.address.socket()).collect(),
         ([], None) => vec![DEFAULT_LISTEN],
@@ -240,12 +255,18 @@ fn assemble(
     let written = server.listen.iter().flatten().map(|l| l.name.clone());
     let mut listeners = Listeners {
         written: written.collect(),
-        flags: (0..options.listen.len()).map(listener_name).collect(),
+        instead: (0..options.listen.len()).map(listener_name).collect(),
+        stand_in: options.stands_in,
         is_open: own.iter().any(|address| !address.ip().is_loopback()),
         knows_users: server.users.is_some(),
     };
     if listeners.written.is_empty() {
         listeners.written.push(listener_name(0));
+    }
+    if options.stands_in {
+        server = stand_in::of(&options.listen, server, &raw, findings);
+        let named = server.listen.iter().flatten().map(|l| l.name.clone());
+        listeners.instead = named.collect();
     }
     let sets = matchers::sets(raw.sets.as_ref(), findings);
     let scripts = upstreams::scripts(raw.upstreams.as_ref(), findings);

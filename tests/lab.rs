@@ -294,6 +294,23 @@ tests:
 }
 
 #[test]
+fn a_policy_of_a_proxy_that_stays_speaks_of_the_labs_own_listener() {
+    if !needs::has("curl") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let policy = "version: 1\nserver: {listen: [{name: build, address: '192.0.2.1:3128'}], allow_from: 192.0.2.0/24}\n\
+        clients: {roles: {build: {listener: build}}}\n\
+        rules: [{name: list, match: {client: {role: build}}, direct: true}]\ndefault: {block: true}\n";
+    std::fs::write(&file, policy).unwrap();
+    let path = file.to_str().unwrap();
+    let scene = Scene::of(Proxy::lab().arg("--policy").arg(path).start());
+    scene.get(&["https://api.lab.test/"]);
+    check!(&scene.lab.record(), "egress.rule": "list", "egress.client.role": ["build"]);
+}
+
+#[test]
 fn a_wrong_certificate_is_for_hosts_of_a_lab_alone() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");

@@ -179,6 +179,32 @@ fn a_failure_on_the_way_is_told_with_its_cause_and_what_to_do() {
 }
 
 #[test]
+fn a_policy_of_a_proxy_that_stays_speaks_of_the_commands_own_listener() {
+    if !needs::has("curl") {
+        return;
+    }
+    let scene = Scene::new(
+        "server:\n  listen: [{name: host, address: '127.0.0.1:3128'}, {name: build, address: '192.0.2.1:3128'}]\n  \
+         allow_from: 192.0.2.0/24\n  name: ours\nclients: {roles: {build: {listener: build}}}\nrules:\n  \
+         - {name: files, match: {host: files.test, client: {role: build}}, direct: true}\ndefault: {block: true}\n",
+    );
+    let mut command = scene.run(&[]);
+    command.args(["curl", "-sS", "-D", "-"]);
+    let (_, stdout, stderr) = run(command.args([scene.url("files.test"), scene.url("other.test")]));
+    assert!(stdout.contains("\r\n\r\n42HTTP/1.1 403 "), "{stdout}");
+    assert!(
+        stdout.to_lowercase().contains("\nproxy-status: ours; "),
+        "{stdout}"
+    );
+    let told = "warning: `run` and `lab` have a proxy of their own: server.listen, server.allow_from are not used\n";
+    assert!(
+        stderr.starts_with(&format!("{}: {told}", scene.path("policy.yaml"))),
+        "{stderr}"
+    );
+    assert_eq!(stderr.matches("warning").count(), 1, "{stderr}");
+}
+
+#[test]
 fn exit_codes_are_those_of_the_command_or_of_env() {
     let scene = Scene::new(ALLOW);
     let code = |args: &[&str]| run(scene.run(&["--quiet"]).args(args)).0.code();

@@ -23,7 +23,7 @@ use listenfd::ListenFd;
 use crate::app::bound::Bound;
 use crate::app::{App, Settings, StartError, connections_as_they_are, workers};
 use crate::config::env::Environment;
-use crate::config::{self, ListenAt, Listener, Loaded, Options, Report as Mistakes};
+use crate::config::{self, ListenAt, Loaded, Options, Report as Mistakes};
 use crate::failure::chain;
 use crate::net::resolve::Resolver;
 use crate::observe::board::Keep as _;
@@ -288,13 +288,22 @@ impl Private {
         folder: Option<&Path>,
         env: &Environment,
     ) -> Result<Self, Refusal> {
-        let of = |at, ip| Listener::plain(at, ListenAt::Tcp(SocketAddr::new(ip, 0)));
-        let mut listen = vec![of(0, IpAddr::V4(Ipv4Addr::LOCALHOST))];
-        listen.extend(bridge.map(|bridge| of(1, bridge.gateway)));
+        let gateway = bridge.map(|bridge| bridge.gateway);
+        let listen = [IpAddr::V4(Ipv4Addr::LOCALHOST)].into_iter().chain(gateway);
+        let listen = listen.map(|ip| ListenAt::Tcp(SocketAddr::new(ip, 0)));
+        let source = config::locate(policy.policy.as_deref(), env);
+        let options = Options::stand_in(Timestamp::now(), listen.collect());
+        let loaded = config::load(&source, env, &options).map_err(Refusal::Policy)?;
+        let Loaded {
+            mut policy,
+            server,
+            warnings,
+            ..
+        } = loaded;
         let settings = Settings {
             allow_from: bridge.iter().map(|bridge| bridge.subnet).collect(),
             drain_timeout: DRAIN,
-            ..Settings::of(listen, connections_as_they_are())
+            ..Settings::of_stand_ins(server, connections_as_they_are())
         };
         let bound = Bound::bind(&settings, workers::count(), &mut ListenFd::empty());
         let bound = bound.map_err(|error| match &error {
@@ -308,15 +317,6 @@ impl Private {
                 Refusal::Start(error)
             }
         })?;
-        let source = config::locate(policy.policy.as_deref(), env);
-        let mut options = Options::serve(Timestamp::now());
-        options.listen = bound.places();
-        let loaded = config::load(&source, env, &options).map_err(Refusal::Policy)?;
-        let Loaded {
-            mut policy,
-            warnings,
-            ..
-        } = loaded;
         match mode {
             Some(RunMode::Report) => policy.only_note(true),
             Some(RunMode::Enforce) => policy.only_note(false),

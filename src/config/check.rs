@@ -54,9 +54,9 @@ pub(super) struct Context<'c> {
 impl Context<'_> {
     /// Where a listener of the policy's is; loopback where none is named.
     pub(super) fn address_of(&self, listener: Option<&str>) -> SocketAddr {
-        let names = match &*self.listeners.flags {
+        let names = match &*self.listeners.instead {
             [] => &self.listeners.written,
-            _ => &self.listeners.flags,
+            _ => &self.listeners.instead,
         };
         let named = |name: &&Arc<str>| Some(&***name) == listener;
         let at = names.iter().position(|name| named(&name));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::check::Context;
 use super::decode::{At, Net, OneOrMany, clip, nearest};
 use super::diag::Findings;
-use super::raw;
+use super::{raw, stand_in};
 use crate::client::Labels;
 use crate::policy::Query;
 use crate::policy::clients::{LabelPatterns, Role};
@@ -72,8 +72,10 @@ impl Clients {
 pub(super) struct Listeners {
     /// Those that it names, or the one that is there without it.
     pub(super) written: Vec<Arc<str>>,
-    /// Those of flags, which replace them.
-    pub(super) flags: Vec<Arc<str>>,
+    /// Those that are there instead.
+    pub(super) instead: Vec<Arc<str>>,
+    /// Whether these are a command's own, and not those of flags.
+    pub(super) stand_in: bool,
     /// Whether some can be reached from other machines.
     pub(super) is_open: bool,
     /// Whether clients must say who they are, and prove it.
@@ -126,14 +128,16 @@ impl Fields<'_> {
 impl Listeners {
     fn know(&self, name: &At<String>, findings: &mut Findings<'_>) {
         let is = |known: &Arc<str>| **known == **name;
-        if self.flags.iter().any(is) || self.flags.is_empty() && self.written.iter().any(is) {
+        if self.instead.iter().any(is) || self.instead.is_empty() && self.written.iter().any(is) {
             return;
         }
         if self.written.iter().any(is) {
-            let message = format!(
-                "flags say where to listen, and no listener is named `{}`",
-                clip(name)
-            );
+            let why = if self.stand_in {
+                stand_in::WHY
+            } else {
+                "flags say where to listen"
+            };
+            let message = format!("{why}, and no listener is named `{}`", clip(name));
             findings.warn(name.place, message);
             return;
         }

@@ -16,7 +16,7 @@ use super::raw::{self, secrets::SecretRef};
 use super::secrets::{self, SecretError};
 use super::upstreams::tls::{certificates, identity};
 use super::users::{self, Users};
-use super::{DEFAULT_LISTEN, Secrets, otlp};
+use super::{DEFAULT_LISTEN, Options, Secrets, otlp};
 use crate::policy::upstream::Identity;
 use crate::secret::Secret;
 
@@ -290,12 +290,13 @@ pub enum LogFormat {
 /// Checks the section.
 pub(super) fn check(
     raw: Option<&At<raw::server::Server>>,
-    secrets: Secrets,
+    options: &Options,
     findings: &mut Findings<'_>,
 ) -> ServerSettings {
     let Some(raw) = raw else {
         return ServerSettings::default();
     };
+    let secrets = options.secrets;
     let listen = raw
         .listen
         .as_ref()
@@ -305,6 +306,7 @@ pub(super) fn check(
     let is_open =
         |l: &&Listener| !l.address.socket().ip().is_loopback() && !l.knows_clients(users.is_some());
     if let (Some(list), Some(listeners), None) = (&raw.listen, &listen, &raw.allow_from)
+        && options.listen.is_empty()
         && let Some(open) = listeners.iter().find(is_open)
     {
         let message = format!(

@@ -95,6 +95,7 @@ impl Diary for NoDiary {
 
 /// What the control shows.
 pub(super) struct Scene {
+    pub(super) listeners: Vec<Listener>,
     pub(super) world: Arc<World>,
     pub(super) board: Arc<Board>,
     pub(super) source: Source,
@@ -117,15 +118,12 @@ pub(super) fn bind(environment: &Environment) -> Result<(Bound, SocketAddr), Sta
 
 /// Serves in front of a proxy until what it gives is dropped.
 pub(super) fn serve(bound: Bound, app: &App, scene: Scene) -> Result<Admin, StartError> {
-    let places = app.places().iter().cloned().enumerate();
     // Nobody hears: a lab's policy stays as it is.
     let (keeper, _) = mpsc::channel(1);
     let station = Station {
         proxy: app.proxy().clone(),
         board: scene.board,
-        listeners: places
-            .map(|(at, place)| Listener::plain(at, place))
-            .collect(),
+        listeners: scene.listeners,
         source: scene.source,
         environment: scene.environment,
         keeper,

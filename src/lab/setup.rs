@@ -79,7 +79,7 @@ impl Setup {
         self
     }
 
-    /// Runs this policy, with its faults. What its `server` says is not used.
+    /// Runs this policy, with its faults. Of its `server` the name and the limits are used.
     #[must_use]
     pub fn policy(mut self, policy: Source) -> Self {
         self.policy = Some(policy);
@@ -240,14 +240,16 @@ async fn begin(setup: Setup, tasks: &TaskTracker) -> Result<(App, Admin, Begun),
     let listen = setup
         .listen
         .unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
-    let mut options = Options::serve(Timestamp::now());
-    options.listen = vec![ListenAt::Tcp(listen)];
+    let options = Options::stand_in(Timestamp::now(), vec![ListenAt::Tcp(listen)]);
     let loaded = config::load(&source, &setup.environment, &options);
     let Loaded {
         mut policy,
+        server,
         warnings,
         ..
     } = loaded.map_err(StartError::Policy)?;
+    // A test that is over waits for no tunnel: `drain_timeout` is none.
+    let settings = Settings::of_stand_ins(server, default_connections());
     policy.pin(format!("*.{LAB}").into(), vec![ADDRESS]);
 
     let bytes = setup
@@ -268,9 +270,16 @@ async fn begin(setup: Setup, tasks: &TaskTracker) -> Result<(App, Admin, Begun),
     let then = iter::once(shown).chain(setup.observer);
     let kept = Arc::new(Records::new(then.collect()));
     let (bound, control) = control::bind(&setup.environment)?;
-    let app = start_proxy(listen, control, policy, roots, &world, &kept)?;
+    let app = start_proxy(&settings, control, policy, roots, &world, &kept)?;
     let proxy = app.addresses().first().copied().unwrap_or(listen);
+    let listeners = settings.listen.into_iter().zip(app.places());
     let scene = control::Scene {
+        listeners: listeners
+            .map(|(listener, place)| Listener {
+                address: place.clone(),
+                ..listener
+            })
+            .collect(),
         world: world.clone(),
         board,
         source,
@@ -345,21 +354,18 @@ fn receive(
 }
 
 fn start_proxy(
-    listen: SocketAddr,
+    settings: &Settings,
     control: SocketAddr,
     policy: Policy,
     roots: Roots,
     world: &Arc<World>,
     kept: &Arc<Records>,
 ) -> Result<App, StartError> {
-    // A test that is over waits for no tunnel.
-    let listener = Listener::plain(0, ListenAt::Tcp(listen));
-    let settings = Settings::of(vec![listener], default_connections());
     // Requests of one worker come one after another: runs repeat themselves.
-    let bound = Bound::bind(&settings, NonZeroUsize::MIN, &mut ListenFd::empty())?;
+    let bound = Bound::bind(settings, NonZeroUsize::MIN, &mut ListenFd::empty())?;
     let app = App::start(
         bound,
-        &settings,
+        settings,
         Some(control),
         policy,
         &Resolver::from_system().trusting(roots),

@@ -116,3 +116,71 @@ fn the_server_section_has_its_mistakes() {
         assert!(told[0].ends_with(expected), "{server}: {told:?}");
     }
 }
+
+/// Where a command's own listeners are, and the names that they have under a policy; then what is told of it.
+#[track_caller]
+fn stand_in(policy: &str, expected: &[(&str, &str)], told: &[&str]) {
+    let places = expected
+        .iter()
+        .map(|(place, _)| ListenAt::parse(place).unwrap());
+    let options = Options::stand_in(now(), places.collect());
+    let policy = format!("version: 1\ndefault: {{direct: true}}\n{policy}\n");
+    let loaded = load(&text(&policy), &Environment::default(), &options).unwrap();
+    let listeners = loaded.server.listen.iter().flatten();
+    let named: Vec<_> = listeners
+        .map(|l| (l.address.to_string(), l.name.to_string()))
+        .collect();
+    let expected = expected
+        .iter()
+        .map(|(place, name)| (String::from(*place), String::from(*name)));
+    assert_eq!(named, expected.collect::<Vec<_>>(), "{policy}");
+    let warnings: Vec<_> = loaded.warnings.iter().map(|d| &*d.message).collect();
+    assert_eq!(warnings, told, "{policy}");
+}
+
+#[test]
+fn a_commands_own_listeners_have_the_names_that_roles_and_rules_ask_for() {
+    const NOT_USED: &str = "`run` and `lab` have a proxy of their own: server.listen is not used";
+    const LISTEN: &str = "server: {listen: [{name: host, address: '127.0.0.1:1'}, {name: build, address: '172.17.0.1:1'}]}\n";
+    let with = |rest: &str| format!("{LISTEN}{rest}");
+    let (near, far) = ("127.0.0.1:0", "172.17.0.1:0");
+    stand_in("", &[(near, "proxy"), (far, "proxy-2")], &[]);
+    stand_in(LISTEN, &[(near, "proxy")], &[NOT_USED]);
+    for asks in [
+        "clients: {roles: {r: {listener: build}}}\nrules: [{name: r, match: {client: {role: r}}, block: true}]",
+        "rules: [{name: r, match: {any: [{not: {client: {listener: [build]}}}]}, block: true}]",
+    ] {
+        let policy = with(asks);
+        stand_in(&policy, &[(near, "build"), (far, "build")], &[NOT_USED]);
+    }
+    let both = with(
+        "rules:\n  - {name: h, match: {client: {listener: host}}, block: true}\n  - {name: b, match: {client: {listener: build}}, block: true}",
+    );
+    stand_in(&both, &[(near, "host"), (far, "build")], &[NOT_USED]);
+    let lacks = "`run` and `lab` have a proxy of their own, and no listener is named `build`";
+    stand_in(&both, &[(near, "host")], &[NOT_USED, lacks]);
+    // Without one that is written there is one still.
+    let asks = "rules: [{name: r, match: {client: {listener: proxy}}, block: true}]";
+    stand_in(asks, &[(near, "proxy"), (far, "proxy")], &[]);
+}
+
+#[test]
+fn what_a_commands_own_listeners_do_not_use_is_told_and_is_not_there() {
+    let server = "server: {listen: [{address: '0.0.0.0:1'}], log_file: x, drain_timeout: 1s, name: n, limits: {connections: 5}}";
+    let policy = format!("version: 1\ndefault: {{direct: true}}\n{server}\n");
+    let options = Options::stand_in(now(), vec![ListenAt::parse("127.0.0.1:0").unwrap()]);
+    let loaded = load(&text(&policy), &Environment::default(), &options).unwrap();
+    let told: Vec<_> = loaded.warnings.iter().map(|d| d.render(false)).collect();
+    let line = "p.yaml: warning: `run` and `lab` have a proxy of their own: server.listen, server.log_file, server.drain_timeout are not used\n";
+    assert_eq!(told, [line]);
+    let used = ServerSettings {
+        listen: loaded.server.listen.clone(),
+        name: Some("n".into()),
+        limits: Limits {
+            connections: Some(5),
+            ..Limits::default()
+        },
+        ..ServerSettings::default()
+    };
+    assert_eq!(loaded.server, used);
+}
