@@ -81,9 +81,9 @@ mod exit {
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
-#[command(
-    after_help = "Exit codes: 0 fine, 1 checks failed, 2 usage, 5 admin unreachable, 69 cannot bind, 77 no permission, 78 bad policy"
-)]
+#[command(after_help = "\
+Exit codes: 0 fine, 1 checks failed, 2 usage, 3 denied, 4 egress failed, 5 admin unreachable,
+69 cannot bind, 77 no permission, 78 bad policy")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

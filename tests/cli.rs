@@ -62,6 +62,7 @@ fn help_names_what_matters() {
                 "HTTPS_PROXY",
                 "NO_PROXY",
                 "Exit codes:",
+                "3 denied, 4 egress failed",
                 "69 cannot bind",
                 "78 bad policy",
             ],
