@@ -157,8 +157,9 @@ Examples:
     #[command(after_help = "\
 Exit codes: 0 the far side ended, 3 denied by the policy, 4 failed on its way, 69 no proxy there
 
-Example, in ~/.ssh/config:
-  ProxyCommand routecause connect %h %p")]
+Examples, in ~/.ssh/config:
+  ProxyCommand routecause connect %h %p
+  ProxyCommand routecause connect --proxy https://proxy.corp.example:3129 %h %p")]
     Connect(connect::ConnectArgs),
     /// Ask every name server that the policy and the system name, and tell what each says; or let a running proxy forget what
     /// they said.

@@ -223,11 +223,21 @@ fn ssh_goes_around_the_proxy_that_https_has() {
         fix.contains("ProxyCommand routecause connect --proxy http://p.test:3128 %h %p"),
         "{fix}"
     );
-    is_about(
-        &scene.doctor(&[&url], &[]),
-        "server_down",
-        "git goes straight",
+    // Who asks is said where nobody sees it.
+    let said = scene.doctor(&[&url], &[("https_proxy", "http://me:s3cret@p.test:3128")]);
+    let fix = said["verdict"]["fix"].as_str().unwrap();
+    assert!(
+        fix.contains("ProxyCommand routecause connect %h %p, with what https_proxy says in the variable ROUTECAUSE_PROXY"),
+        "{fix}"
     );
+    assert!(!said.to_string().contains("s3cret"), "{said:#}");
+    for proxies in [&[][..], &[("https_proxy", "")]] {
+        is_about(
+            &scene.doctor(&[&url], proxies),
+            "server_down",
+            "git goes straight",
+        );
+    }
     // A port that a proxy refuses by default is the host's own affair here.
     let odd = "ssh://git@127.0.0.1:9/a.git";
     is_about(

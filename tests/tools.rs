@@ -302,6 +302,58 @@ fn every_tool_has_settings_and_says_what_it_cannot_say() {
 }
 
 #[test]
+fn ssh_goes_by_every_kind_of_proxy_and_no_password_stands_in_its_file() {
+    let home = tempfile::tempdir().unwrap();
+    for (proxy, expected) in [
+        (
+            "http://p.test:3128",
+            "connect --proxy http://p.test:3128 %h %p\n",
+        ),
+        (
+            "https://p.test:3129/",
+            "connect --proxy https://p.test:3129 %h %p\n",
+        ),
+        (
+            "socks5h://[::1]:1080",
+            "connect --proxy socks5h://[::1]:1080 %h %p\n",
+        ),
+        ("socks5://me:s3/cr@t@p.test:1080", "connect %h %p\n"),
+    ] {
+        let (status, stdout, stderr) = run(&mut env(&home, &["--for", "ssh", "--proxy", proxy]));
+        assert!(status.success(), "{stderr}");
+        assert!(stdout.ends_with(expected), "{proxy}: {stdout}");
+        let note = "ROUTECAUSE_PROXY=socks5://USER:PASSWORD@p.test:1080";
+        assert_eq!(stderr.contains(note), proxy.contains('@'), "{stderr}");
+        assert!(!(stdout + &stderr).contains("s3"));
+    }
+    // A listener that asks is told by name as well.
+    let policy = home.path().join("policy.yaml").display().to_string();
+    fs::write(home.path().join("users.txt"), "alice:$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0$dGVzdHRlc3R0ZXN0dGVzdHRlc3R0ZXN0dGVzdHRlc3Q\n").unwrap();
+    fs::set_permissions(
+        home.path().join("users.txt"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
+    fs::write(
+        &policy,
+        format!("{DIRECT}server: {{auth: {{users: users.txt}}}}\n"),
+    )
+    .unwrap();
+    let (_, stdout, stderr) = run(&mut env(&home, &["--for", "ssh", "--policy", &policy]));
+    assert!(stdout.ends_with("connect %h %p\n"), "{stdout}{stderr}");
+    assert!(
+        stderr.contains("ROUTECAUSE_PROXY=http://USER:PASSWORD@127.0.0.1:3128"),
+        "{stderr}"
+    );
+    // Others are told nothing that they cannot use.
+    for proxy in ["socks5://p.test:1080", "http://me:s3cret@p.test:1"] {
+        let (status, _, stderr) = run(&mut env(&home, &["--proxy", proxy]));
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        assert!(!stderr.contains("s3cret"), "{stderr}");
+    }
+}
+
+#[test]
 fn a_tunnel_on_standard_input_and_output_is_what_ssh_wants() {
     let origin = Listening::new();
     let proxy = Proxy::start(DIRECT);

@@ -1,22 +1,42 @@
 //! `routecause connect HOST PORT`: a tunnel through a proxy on standard input and output, as ssh's `ProxyCommand` wants it.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use clap::Args;
+use clap::builder::{StringValueParser, TypedValueParser as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
+use tokio::net::UnixStream;
 
+use super::doctor::of_text;
 use super::exit;
-use crate::config::env::{Environment, proxy_without_credentials};
+use crate::cause::Kind;
+use crate::client::Client;
+use crate::config::env::{Environment, proxy_target, proxy_without_credentials};
 use crate::config::{self, Listener, Options};
+use crate::exchange::Trail;
+use crate::failure::{Failure, chain, classify};
+use crate::net::resolve::Resolver;
+use crate::net::upstream::socks::SocksError;
+use crate::net::upstream::{self, UpstreamError};
+use crate::policy::RouteSpec;
+use crate::route::assemble::assemble;
+use crate::route::{Conn, Dial, Plan, Purpose, health};
+use crate::secret::Secret;
 use crate::target::Target;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ConnectArgs {
-    /// The proxy. [default: where the policy listens]
-    #[arg(long, value_name = "URL")]
-    pub(in crate::cli) proxy: Option<String>,
+    /// The proxy: `http://host:port`, `https://`, `socks5://` (names are resolved here), `socks5h://` (and there), or
+    /// `unix:PATH`. A user name and a password stand in front of the host, as in <http://me:secret@host:port>; in the variable
+    /// nobody sees them. [default: where the policy listens]
+    #[arg(long, value_name = "URL", env = "ROUTECAUSE_PROXY", hide_env_values = true, value_parser = StringValueParser::new().map(Secret::new))]
+    pub(in crate::cli) proxy: Option<Secret>,
     /// The host.
     pub(in crate::cli) host: String,
     /// The port.
@@ -27,8 +47,16 @@ pub(in crate::cli) struct ConnectArgs {
 /// The proxy may try several hops before it answers.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// The longest head of an answer.
-const LARGEST_HEAD: usize = 64 * 1024;
+/// Everything through one proxy. A socket stands for the listener, so that no proxy is taken for one of this program's own.
+const BY_PROXY: &str = "\
+version: 1
+server: {listen: [{address: 'unix:/nowhere'}]}
+defaults: {timeouts: {proxy_reply: 2m}}
+guards: {loopback: allow, link_local: allow}
+upstreams: {proxy: {url: env}}
+rules: []
+default: {via: proxy}
+";
 
 pub(super) fn run(args: &ConnectArgs, env: &Environment) -> u8 {
     let spelled = if args.host.contains(':') && !args.host.starts_with('[') {
@@ -47,157 +75,213 @@ pub(super) fn run(args: &ConnectArgs, env: &Environment) -> u8 {
         say!("error: no listener of the policy has an address to name: --proxy http://host:port");
         return exit::USAGE;
     };
-    match open(&proxy, &target) {
-        Ok(Answer::Granted(stream, early)) => match carry(stream, &early) {
-            Ok(()) => 0,
-            Err(error) => {
-                say!("error: {error:#}");
-                exit::EGRESS_FAILED
-            }
-        },
-        Ok(Answer::Refused { status, reason }) => {
-            say!("error: {target}: {reason}");
-            if status == 403 {
-                exit::DENIED
-            } else {
-                exit::EGRESS_FAILED
-            }
-        }
+    let shown = proxy_without_credentials(proxy.reveal());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
         Err(error) => {
-            say!("error: {error:#}");
-            exit::UNAVAILABLE
+            say!("error: {error}");
+            return exit::UNAVAILABLE;
         }
-    }
+    };
+    let code = runtime.block_on(async {
+        match open(proxy.reveal(), &target).await {
+            Ok(tunnel) => match carry(tunnel.stream, &tunnel.early).await {
+                Ok(()) => 0,
+                Err(error) => {
+                    say!("error: {error:#}");
+                    exit::EGRESS_FAILED
+                }
+            },
+            Err(Refusal { code, why }) => {
+                let is_usual = args.proxy.is_none() && code == exit::UNAVAILABLE;
+                let hint = if is_usual {
+                    " (is `routecause serve` running?)"
+                } else {
+                    ""
+                };
+                say!("error: {target} through {shown}: {why}{hint}");
+                code
+            }
+        }
+    });
+    // Whoever writes to standard input may not have ended yet.
+    runtime.shutdown_background();
+    code
 }
 
 /// Where the policy listens.
-fn usual(env: &Environment) -> Option<String> {
+fn usual(env: &Environment) -> Option<Secret> {
     let source = config::locate(None, env);
     let loaded = config::load(&source, env, &Options::check(jiff::Timestamp::now()));
     let listeners = loaded.ok().and_then(|loaded| loaded.server.listen);
-    Listener::url(&listeners.unwrap_or_else(|| vec![Listener::default()]))
+    let url = Listener::url(&listeners.unwrap_or_else(|| vec![Listener::default()]));
+    url.map(Secret::new)
 }
 
-enum Answer {
-    /// The tunnel, and what came behind the answer.
-    Granted(TcpStream, Vec<u8>),
-    Refused {
-        status: u16,
-        reason: String,
-    },
+/// A tunnel, and what came behind the answer.
+struct Tunnel {
+    stream: Box<dyn Io>,
+    early: Bytes,
+    /// What a session of HTTP/2 lives in.
+    _way: Option<Arc<dyn Dial>>,
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+/// Why there is no tunnel, and how the program ends.
+struct Refusal {
+    code: u8,
+    why: String,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let cause = classify(&failure);
+        let mut why = format!("{}: {}", cause.id(), chain(&failure));
+        if cause.kind == Kind::UpstreamAuthRequired {
+            why.push_str("; ROUTECAUSE_PROXY=http://USER:PASSWORD@HOST:PORT says who asks");
+        }
+        let is_there = if let Failure::Upstream { error, .. } = &failure {
+            is_answer(error)
+        } else {
+            !matches!(failure, Failure::Reach { .. })
+        };
+        let is_denied = cause.kind == Kind::UpstreamDenied || matches!(failure, Failure::Denied(_));
+        let code = match (is_there, is_denied) {
+            (false, _) => exit::UNAVAILABLE,
+            (true, true) => exit::DENIED,
+            (true, false) => exit::EGRESS_FAILED,
+        };
+        Self { code, why }
+    }
+}
+
+/// Whether a proxy said something about the target, or about who asks.
+fn is_answer(error: &UpstreamError) -> bool {
+    match error {
+        UpstreamError::Refused(_) | UpstreamError::Unauthorized { .. } => true,
+        UpstreamError::Socks(error) => !matches!(error, SocksError::Malformed { .. }),
+        UpstreamError::Stream { .. }
+        | UpstreamError::GoAway { .. }
+        | UpstreamError::Full { .. }
+        | UpstreamError::NoReply { .. }
+        | UpstreamError::Closed
+        | UpstreamError::Reset { .. }
+        | UpstreamError::MalformedReply { .. }
+        | UpstreamError::HeadTooLarge
+        | UpstreamError::Io { .. } => false,
+    }
 }
 
 /// Asks the proxy for a tunnel.
-fn open(proxy: &str, target: &Target) -> anyhow::Result<Answer> {
-    let authority = proxy
-        .strip_prefix("http://")
-        .unwrap_or(proxy)
-        .trim_end_matches('/');
-    let shown = proxy_without_credentials(proxy);
-    let addresses = authority
-        .to_socket_addrs()
-        .with_context(|| format!("the proxy {shown}: write http://host:port"))?;
-    let mut stream = connect(addresses).with_context(|| {
-        format!("connect to the proxy at {shown} (is `routecause serve` running?)")
-    })?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
-    )?;
-    let mut head = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let read = stream
-            .read(&mut buffer)
-            .context("wait for the proxy's answer")?;
-        anyhow::ensure!(
-            read > 0,
-            "the proxy closed the connection without an answer"
-        );
-        head.extend_from_slice(buffer.get(..read).unwrap_or_default());
-        let mut fields = [httparse::EMPTY_HEADER; 64];
-        let mut response = httparse::Response::new(&mut fields);
-        match response
-            .parse(&head)
-            .context("the proxy does not speak HTTP")?
-        {
-            httparse::Status::Complete(length) => {
-                let status = response.code.unwrap_or_default();
-                if (200..300).contains(&status) {
-                    let early = head.get(length..).unwrap_or_default().to_vec();
-                    stream.set_read_timeout(None)?;
-                    return Ok(Answer::Granted(stream, early));
-                }
-                let reason = response.reason.unwrap_or_default();
-                let reason = crate::record::quote(&format!("{status} {reason}"));
-                return Ok(Answer::Refused { status, reason });
-            }
-            httparse::Status::Partial => {
-                anyhow::ensure!(head.len() < LARGEST_HEAD, "the proxy's answer does not end");
-            }
-        }
+async fn open(proxy: &str, target: &Target) -> Result<Tunnel, Refusal> {
+    match proxy.strip_prefix("unix:") {
+        Some(path) => open_at(Path::new(path), target).await,
+        None => open_by(proxy, target).await,
     }
 }
 
-/// Tries each address; the last error counts.
-fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
-    let mut failure = io::Error::other("it has no address");
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, Duration::from_secs(10)) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
+/// By HTTP, at a socket in the file system.
+async fn open_at(path: &Path, target: &Target) -> Result<Tunnel, Refusal> {
+    let unreached = |error: io::Error| Refusal {
+        code: exit::UNAVAILABLE,
+        why: format!("connect: {error}"),
+    };
+    let mut stream = UnixStream::connect(path).await.map_err(unreached)?;
+    let opened = upstream::open(&mut stream, target, None, None, PATIENCE).await;
+    let opened = opened.map_err(|error| Failure::Upstream {
+        upstream: "proxy".into(),
+        passes_443: false,
+        error,
+    })?;
+    Ok(Tunnel {
+        stream: Box::new(stream),
+        early: opened.early,
+        _way: None,
+    })
+}
+
+/// As through an upstream of a policy.
+async fn open_by(url: &str, target: &Target) -> Result<Tunnel, Refusal> {
+    let unusable = |why: String| Refusal {
+        code: exit::USAGE,
+        why,
+    };
+    proxy_target(url).map_err(unusable)?;
+    let env = [("HTTPS_PROXY", url)].into_iter().collect();
+    let policy = of_text(BY_PROXY, &env).map_err(|error| unusable(error.to_string()))?;
+    let health = health::of_policy(&policy, &[]);
+    let (_, built) = assemble(&policy, &Resolver::from_system(), &health, None);
+    let mut ways = policy.routes.iter().zip(built.routes);
+    let way = ways.find(|(route, _)| matches!(route.spec, RouteSpec::Upstream(_)));
+    let (_, way) = way.ok_or_else(|| unusable("it is no proxy".to_owned()))?;
+    let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    let plan = Plan {
+        client: Client {
+            peer: here,
+            local: here,
+            listener: "connect".into(),
+        },
+        target: target.clone(),
+        purpose: Purpose::Tunnel,
+        addresses: None,
+        timeouts: policy.timeouts.clone(),
+        deadline: None,
+        passes_over: false,
+        commit: policy.commit,
+        retry: policy.retry,
+        via: String::new(),
+        dns: None,
+        certificate: None,
+    };
+    let Conn { wire, early, .. } = way.dial(&plan, &Trail::default()).await?;
+    Ok(Tunnel {
+        stream: Box::new(wire),
+        early,
+        _way: Some(way),
+    })
 }
 
 /// Carries bytes between the tunnel and standard input and output, until the far side ends.
-fn carry(stream: TcpStream, early: &[u8]) -> anyhow::Result<()> {
-    let mut up = stream.try_clone()?;
-    // It ends with the process, where the far side ends first.
-    std::thread::Builder::new()
-        .name("up".to_owned())
-        .spawn(move || {
-            let _ = io::copy(&mut io::stdin(), &mut up);
-            let _ = up.shutdown(Shutdown::Write);
-        })?;
-    let mut out = io::stdout();
-    let mut stream = stream;
-    let mut buffer = vec![0; 64 * 1024];
-    let written = out.write_all(early).and_then(|()| out.flush());
-    let mut carried = written;
-    while carried.is_ok() {
-        let read = stream.read(&mut buffer).context("read from the tunnel")?;
-        if read == 0 {
-            break;
-        }
-        let bytes = buffer.get(..read).unwrap_or_default();
-        carried = out.write_all(bytes).and_then(|()| out.flush());
-    }
-    match carried {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        carried => carried.context("write to standard output"),
+async fn carry(stream: impl Io, early: &[u8]) -> anyhow::Result<()> {
+    let (mut from, mut to) = split(stream);
+    let up = async {
+        let _ = copy(&mut tokio::io::stdin(), &mut to).await;
+        let _ = to.shutdown().await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        carried = down(&mut from, early) => carried,
+        never = up => never,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn a_proxy_with_several_addresses_is_tried_at_each() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let nowhere = SocketAddr::new([127, 0, 0, 2].into(), address.port());
-        assert!(connect([nowhere, address].into_iter()).is_ok());
-        assert_eq!(
-            connect([nowhere].into_iter()).unwrap_err().kind(),
-            io::ErrorKind::ConnectionRefused
-        );
+async fn down(from: &mut (impl AsyncRead + Unpin), early: &[u8]) -> anyhow::Result<()> {
+    let mut out = tokio::io::stdout();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut bytes = early;
+    loop {
+        let written = async {
+            out.write_all(bytes).await?;
+            out.flush().await
+        };
+        match written.await {
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("write to standard output")?,
+        }
+        let read = from
+            .read(&mut buffer)
+            .await
+            .context("read from the tunnel")?;
+        if read == 0 {
+            return Ok(());
+        }
+        bytes = buffer.get(..read).unwrap_or_default();
     }
 }

@@ -231,10 +231,10 @@ rules: [{name: any_port, match: {port: 1-65535}, direct: true}]
 default: {direct: true}
 ";
 
-/// A policy of the doctor's own, for a way that another program goes.
-fn of_text(text: &str, env: &Environment) -> anyhow::Result<Arc<Policy>> {
+/// A policy of this program's own, for a way that another program goes.
+pub(super) fn of_text(text: &str, env: &Environment) -> anyhow::Result<Arc<Policy>> {
     let source = Source::Text {
-        name: "the doctor's own".to_owned(),
+        name: "routecause's own".to_owned(),
         text: text.to_owned(),
     };
     match config::load(&source, env, &Options::check(Timestamp::now())) {

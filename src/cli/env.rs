@@ -7,6 +7,7 @@ mod tools;
 
 use std::io::{self, IsTerminal as _};
 
+use clap::builder::{StringValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,6 +16,7 @@ use super::{PolicyArg, exit, print, settings};
 use crate::config::env::{Environment, proxy_without_credentials};
 use crate::config::{self, Listener, Loaded, Options};
 use crate::policy::matcher::Matcher;
+use crate::secret::Secret;
 
 use bypass::Bypass;
 use tools::{Place, Settings};
@@ -27,8 +29,8 @@ pub(in crate::cli) struct EnvArgs {
     #[arg(long = "for", value_name = "TOOL", default_value = "sh")]
     pub(in crate::cli) tool: Tool,
     /// The proxy. [default: where the policy listens]
-    #[arg(long, value_name = "URL")]
-    pub(in crate::cli) proxy: Option<String>,
+    #[arg(long, value_name = "URL", value_parser = StringValueParser::new().map(Secret::new))]
+    pub(in crate::cli) proxy: Option<Secret>,
     /// What the tool reaches without it, beside this machine, as in `NO_PROXY`. [default: the policy's `no_proxy`]
     #[arg(long, value_name = "LIST")]
     pub(in crate::cli) no_proxy: Option<String>,
@@ -124,9 +126,9 @@ impl Tool {
         }
     }
 
-    /// Whether it reaches proxies by TLS. Java has no such setting, and `routecause connect` none of its own.
+    /// Whether it reaches proxies by TLS. Java has no such setting.
     fn speaks_tls(self) -> bool {
-        !matches!(self, Self::Maven | Self::Gradle | Self::Jvm | Self::Ssh)
+        !matches!(self, Self::Maven | Self::Gradle | Self::Jvm)
     }
 }
 
@@ -229,18 +231,28 @@ fn asked(args: &EnvArgs, env: &Environment) -> Result<tools::Asked, u8> {
         exit::BAD_POLICY
     })?;
     let listeners = server.listen.unwrap_or_else(|| vec![Listener::default()]);
-    let Some(proxy) = args.proxy.clone().or_else(|| Listener::url(&listeners)) else {
+    let usual = || Listener::url(&listeners).map(Secret::new);
+    let Some(url) = args.proxy.clone().or_else(usual) else {
         say!("error: no listener of {source} has an address to name: --proxy http://host:port");
         return Err(exit::USAGE);
     };
-    let Some(proxy) = tools::Proxy::parse(&proxy) else {
+    let proxy = tools::Proxy::parse(url.reveal()).filter(|proxy| proxy.fits(args.tool));
+    let Some(mut proxy) = proxy else {
+        let more = if args.tool == Tool::Ssh {
+            ", socks5:// or socks5h://"
+        } else {
+            ""
+        };
         say!(
-            "error: --proxy {}: write http://host:port, or https://",
-            proxy_without_credentials(&proxy)
+            "error: --proxy {}: write http://host:port, or https://{more}",
+            proxy_without_credentials(url.reveal())
         );
         return Err(exit::USAGE);
     };
-    if proxy.is_tls && !args.tool.speaks_tls() {
+    if args.proxy.is_none() && server.users.is_some() {
+        proxy.asks_who = listeners.iter().any(|it| it.auth != Some(false));
+    }
+    if proxy.scheme == "https" && !args.tool.speaks_tls() {
         say!(
             "error: {} speaks no TLS with a proxy: --proxy http://host:port names a listener without it",
             args.tool.name()

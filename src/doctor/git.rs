@@ -356,7 +356,7 @@ pub fn judge(seen: &Seen, network: Option<&Verdict>) -> Verdict {
         return Verdict::new("goes_around_proxy", Strong, format!("git goes straight to port {port} of {}, around the proxy that HTTPS has", seen.remote.host))
             .because([format!("straight: {} ({})", network.sentence, network.id), format!("for HTTPS there is {}", unused.told()), told])
             .mend(match seen.remote.transport {
-                Transport::Ssh => format!("in ~/.ssh/config: Host {}, ProxyCommand routecause connect --proxy {} %h %p; or git config --global url.https://{0}/.insteadOf ssh://git@{0}/", seen.remote.host, unused.value),
+                Transport::Ssh => format!("in ~/.ssh/config: Host {}, ProxyCommand routecause connect {}; or git config --global url.https://{0}/.insteadOf ssh://git@{0}/", seen.remote.host, by(unused)),
                 Transport::Http | Transport::Git => format!("git config --global url.https://{0}/.insteadOf git://{0}/", seen.remote.host),
             });
     }
@@ -378,6 +378,16 @@ pub fn judge(seen: &Seen, network: Option<&Verdict>) -> Verdict {
     )
     .because([told, seen.way()])
     .mend("GIT_CURL_VERBOSE=1 git ls-remote, or GIT_TRACE=1, shows what it does")
+}
+
+/// What `routecause connect` is told of a proxy. Credentials are not for a file.
+fn by(proxy: &Place) -> String {
+    if proxy.secret.reveal() == proxy.value {
+        format!("--proxy {} %h %p", proxy.value)
+    } else {
+        let from = &proxy.name;
+        format!("%h %p, with what {from} says in the variable ROUTECAUSE_PROXY")
+    }
 }
 
 /// The line that tells most: what comes behind git's "Could not read" are wishes.

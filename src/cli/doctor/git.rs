@@ -126,7 +126,8 @@ fn look(asked: &str, env: &Environment) -> anyhow::Result<Seen> {
             };
             let of_https: Vec<Place> = places(&entries, None, None, &https, variables);
             let is_exempted = exempted(&https, variables).is_some();
-            unused = of_https.into_iter().next().filter(|_| !is_exempted);
+            let first = of_https.into_iter().next();
+            unused = first.filter(|place| !place.value.is_empty() && !is_exempted);
         }
     }
     let mut ask = command("git", ["ls-remote", "--quiet", "--", asked, "HEAD"]);

@@ -23,27 +23,38 @@ pub(super) struct Asked {
 /// The proxy that a tool is pointed at.
 #[derive(Clone, Debug)]
 pub(super) struct Proxy {
-    pub(super) is_tls: bool,
+    pub(super) scheme: String,
     pub(super) host: String,
     pub(super) port: u16,
+    /// Whether its clients must say who they are.
+    pub(super) asks_who: bool,
 }
 
 impl Proxy {
+    /// Reads `scheme://host:port`. Of credentials in front of the host nothing is kept but that there are some.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let uri: http::Uri = text.trim_end_matches('/').parse().ok()?;
-        let is_tls = match uri.scheme_str()? {
-            "http" => false,
-            "https" => true,
-            _ => return None,
+        let (scheme, rest) = text.split_once("://")?;
+        let (who, place) = match rest.rsplit_once('@') {
+            Some((who, place)) => (Some(who), place),
+            None => (None, rest),
         };
-        if uri.authority()?.as_str().contains('@') {
-            return None;
-        }
+        let place = place.trim_end_matches('/');
+        let uri: http::Uri = format!("{scheme}://{place}").parse().ok()?;
         Some(Self {
-            is_tls,
+            scheme: uri.scheme_str()?.to_owned(),
             host: uri.host()?.to_owned(),
             port: uri.port_u16()?,
+            asks_who: who.is_some(),
         })
+    }
+
+    /// Whether a tool can be told of it.
+    pub(super) fn fits(&self, tool: Tool) -> bool {
+        match &*self.scheme {
+            "http" | "https" => !self.asks_who || tool == Tool::Ssh,
+            "socks5" | "socks5h" => tool == Tool::Ssh,
+            _ => false,
+        }
     }
 
     fn url(&self) -> String {
@@ -52,8 +63,7 @@ impl Proxy {
 
     /// Its URL where it has another name.
     fn url_of(&self, host: &str) -> String {
-        let scheme = if self.is_tls { "https" } else { "http" };
-        format!("{scheme}://{host}:{}", self.port)
+        format!("{}://{host}:{}", self.scheme, self.port)
     }
 
     fn is_loopback(&self) -> bool {
@@ -258,9 +268,18 @@ pub(super) fn settings(tool: Tool, asked: &Asked, env: &Environment) -> Settings
                 None => format!("!{host}"),
             });
             let direct: Vec<_> = direct.filter(|host| !host.contains('/')).collect();
+            let proxy = if asked.proxy.asks_who {
+                notes.push(format!(
+                    "the proxy asks who you are, which is not for a file: export ROUTECAUSE_PROXY={}://USER:PASSWORD@{}:{}",
+                    asked.proxy.scheme, asked.proxy.host, asked.proxy.port
+                ));
+                String::new()
+            } else {
+                format!("--proxy {url} ")
+            };
             (
                 format!(
-                    "Host * {}\n    ProxyCommand routecause connect --proxy {url} %h %p\n",
+                    "Host * {}\n    ProxyCommand routecause connect {proxy}%h %p\n",
                     direct.join(" ")
                 ),
                 at(home(".ssh/config"), Edit::Append),

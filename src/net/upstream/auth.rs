@@ -43,7 +43,7 @@ const MAX_STALE: u8 = 2;
 pub enum AuthError {
     /// The policy has no credentials for this upstream.
     #[error(
-        "it asks for credentials ({}), and the policy has none for it",
+        "it asks for credentials ({}), and there are none for it",
         list(offered)
     )]
     NoCredentials {

@@ -31,7 +31,7 @@ pub enum SocksError {
         code: u8,
     },
     /// It takes none of the ways to log in that we offered.
-    #[error("the SOCKS server wants {}", if *.with_login { "another way to log in than none or a password" } else { "a login, and the policy has none for it" })]
+    #[error("the SOCKS server wants {}", if *.with_login { "another way to log in than none or a password" } else { "a login, and there are none for it" })]
     NoMethod {
         /// Whether a user name and password were among them.
         with_login: bool,
@@ -383,12 +383,12 @@ mod tests {
             (
                 b"\x05\xff",
                 false,
-                "the SOCKS server wants a login, and the policy has none for it",
+                "the SOCKS server wants a login, and there are none for it",
             ),
             (
                 b"\x05\x02",
                 false,
-                "the SOCKS server wants a login, and the policy has none for it",
+                "the SOCKS server wants a login, and there are none for it",
             ),
             (
                 b"\x05\xff",

@@ -80,7 +80,7 @@ async fn what_cannot_be_answered_says_why() {
         (
             None,
             &["Basic"][..],
-            "it asks for credentials (Basic), and the policy has none for it",
+            "it asks for credentials (Basic), and there are none for it",
         ),
         (
             None,
