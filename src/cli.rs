@@ -38,8 +38,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::AdminAddress;
 use crate::config::env::Environment;
+use crate::config::{AdminAddress, ListenAt};
 
 /// The variable that holds the admin token.
 const ADMIN_TOKEN: &str = "ROUTECAUSE_ADMIN_TOKEN";
@@ -155,7 +155,7 @@ Examples:
     Doctor(doctor::DoctorArgs),
     /// Open a tunnel through a running proxy on standard input and output, as ssh's `ProxyCommand` wants it.
     #[command(after_help = "\
-Exit codes: 0 the far side ended, 3 denied by the policy, 4 failed on its way, 69 no proxy there
+Exit codes: 0 the far side ended, 3 denied by the policy, 4 failed on its way, 69 no proxy there, 78 bad policy
 
 Examples, in ~/.ssh/config:
   ProxyCommand routecause connect %h %p
@@ -215,6 +215,14 @@ struct PolicyArg {
     /// embedded one.
     #[arg(long, value_name = "FILE", env = "ROUTECAUSE_POLICY")]
     policy: Option<PathBuf>,
+}
+
+/// Where the proxy listens, as the variable tells `serve`.
+#[derive(Clone, Debug, Args)]
+struct ListenArg {
+    /// Where the proxy listens.
+    #[arg(long, hide = true, value_name = "ADDRESS", env = "ROUTECAUSE_LISTEN", value_delimiter = ',', value_parser = parse::listen_address)]
+    listen: Vec<ListenAt>,
 }
 
 /// Which proxy.

@@ -121,6 +121,49 @@ fn a_socket_in_the_file_system_leads_there() {
 }
 
 #[test]
+fn without_a_name_the_proxy_is_asked_where_serve_was_told_to_listen() {
+    let proxy = Proxy::start(DIRECT);
+    let origin = Listening::new();
+    let gone = Origin::nowhere();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("policy.yaml");
+    let listens = |at: &str| {
+        let listen = format!("{DIRECT}server: {{listen: [{{address: '{at}'}}]}}\n");
+        std::fs::write(&path, listen).unwrap();
+    };
+    listens(&gone.to_string());
+    let with = |policy: Option<&str>, listen: &str| {
+        let mut command = connect("", origin.address);
+        let policy = policy.map(|path| ["--policy", path]);
+        command.args(policy.into_iter().flatten());
+        command.env("ROUTECAUSE_LISTEN", listen);
+        command
+    };
+    let policy = path.to_str();
+    let address = proxy.address.to_string();
+    talks(&mut with(policy, &address), &origin);
+    talks(&mut with(None, &format!("systemd,{address}")), &origin);
+    let (status, _, stderr) = run(&mut with(policy, ""));
+    assert_eq!(status.code(), Some(69), "{stderr}");
+    assert!(
+        stderr.contains(&gone.to_string()) && stderr.contains("is `routecause serve` running?"),
+        "{stderr}"
+    );
+    listens(&address);
+    talks(&mut with(policy, ""), &origin);
+    std::fs::write(&path, "version: 2\n").unwrap();
+    let (status, _, stderr) = run(&mut with(policy, ""));
+    assert_eq!(status.code(), Some(78), "{stderr}");
+    talks(&mut with(policy, &address), &origin);
+    let place = format!("unix:{}", folder.path().join("proxy.sock").display());
+    let proxy = asking(&format!(
+        "{{address: '127.0.0.1:0'}}, {{address: '{place}', auth: false}}"
+    ));
+    let _proxy = proxy.start();
+    talks(&mut with(None, &place), &origin);
+}
+
+#[test]
 fn a_challenge_is_answered() {
     let upstream = Listening::new();
     let url = format!("http://{IN_URL}@{}", upstream.address);

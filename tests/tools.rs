@@ -292,6 +292,16 @@ fn every_tool_has_settings_and_says_what_it_cannot_say() {
     );
     let (status, _, stderr) = run(&mut env(&home, &[&["--for", "jvm"][..], &tls].concat()));
     assert_eq!(status.code(), Some(2), "{stderr}");
+    // What the variable says is what `serve` does, whatever its policy says.
+    let policy = home.path().join("policy.yaml").display().to_string();
+    let listen = "version: 1\nserver: {listen: [{address: '127.0.0.1:3199'}]}\nrules: []\ndefault: {direct: true}\n";
+    fs::write(&policy, listen).unwrap();
+    for (listen, port) in [("127.0.0.1:8080", 8080), (":8080", 8080), ("", 3199)] {
+        let mut command = env(&home, &["--policy", &policy, "--for", "pip"]);
+        let (_, stdout, stderr) = run(command.env("ROUTECAUSE_LISTEN", listen));
+        let expected = format!("[global]\nproxy = http://127.0.0.1:{port}\n");
+        assert_eq!(stdout, expected, "{stderr}");
+    }
     // A socket in the file system has no URL.
     let policy = home.path().join("policy.yaml").display().to_string();
     let listen = "version: 1\nserver: {listen: [{address: 'unix:/run/a.sock'}]}\nrules: []\ndefault: {direct: true}\n";

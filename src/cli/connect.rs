@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, co
 use tokio::net::UnixStream;
 
 use super::doctor::of_text;
-use super::exit;
+use super::{ListenArg, PolicyArg, exit, serve};
 use crate::cause::Kind;
 use crate::client::Client;
 use crate::config::env::{Environment, proxy_target, proxy_without_credentials};
-use crate::config::{self, Listener, Options};
+use crate::config::{self, ListenAt, Listener, Options, ServerSettings};
 use crate::exchange::Trail;
 use crate::failure::{Failure, chain, classify};
 use crate::net::resolve::Resolver;
@@ -32,9 +32,13 @@ use crate::target::Target;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ConnectArgs {
+    #[command(flatten)]
+    pub(in crate::cli) policy: PolicyArg,
+    #[command(flatten)]
+    pub(in crate::cli) listen: ListenArg,
     /// The proxy: `http://host:port`, `https://`, `socks5://` (names are resolved here), `socks5h://` (and there), or
     /// `unix:PATH`. A user name and a password stand in front of the host, as in <http://me:secret@host:port>; in the variable
-    /// nobody sees them. [default: where the policy listens]
+    /// no other user sees them. [default: where `ROUTECAUSE_LISTEN`, or the policy, has it listen]
     #[arg(long, value_name = "URL", env = "ROUTECAUSE_PROXY", hide_env_values = true, value_parser = StringValueParser::new().map(Secret::new))]
     pub(in crate::cli) proxy: Option<Secret>,
     /// The host.
@@ -71,9 +75,9 @@ pub(super) fn run(args: &ConnectArgs, env: &Environment) -> u8 {
             return exit::USAGE;
         }
     };
-    let Some(proxy) = args.proxy.clone().or_else(|| usual(env)) else {
-        say!("error: no listener of the policy has an address to name: --proxy http://host:port");
-        return exit::USAGE;
+    let proxy = match args.proxy.clone().map_or_else(|| usual(args, env), Ok) {
+        Ok(proxy) => proxy,
+        Err(code) => return code,
     };
     let shown = proxy_without_credentials(proxy.reveal());
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -112,13 +116,30 @@ pub(super) fn run(args: &ConnectArgs, env: &Environment) -> u8 {
     code
 }
 
-/// Where the policy listens.
-fn usual(env: &Environment) -> Option<Secret> {
-    let source = config::locate(None, env);
-    let loaded = config::load(&source, env, &Options::check(jiff::Timestamp::now()));
-    let listeners = loaded.ok().and_then(|loaded| loaded.server.listen);
-    let url = Listener::url(&listeners.unwrap_or_else(|| vec![Listener::default()]));
-    url.map(Secret::new)
+/// Where the proxy of this machine listens.
+fn usual(args: &ConnectArgs, env: &Environment) -> Result<Secret, u8> {
+    let source = config::locate(args.policy.policy.as_deref(), env);
+    let mut options = Options::check(jiff::Timestamp::now());
+    options.listen.clone_from(&args.listen.listen);
+    let server = match config::load(&source, env, &options) {
+        Ok(loaded) => loaded.server,
+        Err(report) if args.policy.policy.is_some() && options.listen.is_empty() => {
+            say!("{}", report.render(false));
+            return Err(exit::BAD_POLICY);
+        }
+        // One that nobody named may be for its proxy alone to read.
+        Err(_) => ServerSettings::default(),
+    };
+    let listeners = serve::listeners(&options.listen, &server);
+    let place = Listener::url(&listeners).or_else(|| {
+        let is_plain = |it: &&Listener| it.tls.is_none() && matches!(it.address, ListenAt::Unix(_));
+        let listener = listeners.iter().find(is_plain);
+        listener.map(|listener| listener.address.to_string())
+    });
+    place.map(Secret::new).ok_or_else(|| {
+        say!("error: no listener of {source} has an address to name: --proxy http://host:port");
+        exit::USAGE
+    })
 }
 
 /// A tunnel, and what came behind the answer.

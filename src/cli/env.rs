@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{PolicyArg, exit, print, settings};
+use super::{ListenArg, PolicyArg, exit, print, serve, settings};
 use crate::config::env::{Environment, proxy_without_credentials};
 use crate::config::{self, Listener, Loaded, Options};
 use crate::policy::matcher::Matcher;
@@ -25,10 +25,12 @@ use tools::{Place, Settings};
 pub(in crate::cli) struct EnvArgs {
     #[command(flatten)]
     pub(in crate::cli) policy: PolicyArg,
+    #[command(flatten)]
+    pub(in crate::cli) listen: ListenArg,
     /// For which tool.
     #[arg(long = "for", value_name = "TOOL", default_value = "sh")]
     pub(in crate::cli) tool: Tool,
-    /// The proxy. [default: where the policy listens]
+    /// The proxy. [default: where `ROUTECAUSE_LISTEN`, or the policy, has it listen]
     #[arg(long, value_name = "URL", value_parser = StringValueParser::new().map(Secret::new))]
     pub(in crate::cli) proxy: Option<Secret>,
     /// What the tool reaches without it, beside this machine, as in `NO_PROXY`. [default: the policy's `no_proxy`]
@@ -225,12 +227,14 @@ fn write(name: &'static str, text: &str, place: &Place, notes: &[String], env: &
 /// What the tool is to be told: the proxy, and what it reaches without it.
 fn asked(args: &EnvArgs, env: &Environment) -> Result<tools::Asked, u8> {
     let source = config::locate(args.policy.policy.as_deref(), env);
-    let loaded = config::load(&source, env, &Options::check(Timestamp::now()));
+    let mut options = Options::check(Timestamp::now());
+    options.listen.clone_from(&args.listen.listen);
+    let loaded = config::load(&source, env, &options);
     let Loaded { policy, server, .. } = loaded.map_err(|report| {
         say!("{}", report.render(false));
         exit::BAD_POLICY
     })?;
-    let listeners = server.listen.unwrap_or_else(|| vec![Listener::default()]);
+    let listeners = serve::listeners(&args.listen.listen, &server);
     let usual = || Listener::url(&listeners).map(Secret::new);
     let Some(url) = args.proxy.clone().or_else(usual) else {
         say!("error: no listener of {source} has an address to name: --proxy http://host:port");

@@ -306,24 +306,27 @@ fn options(args: &ServeArgs) -> Options {
     options
 }
 
-/// Flags and environment first, then the policy's `server` key, then the defaults.
-fn settings(
-    args: &ServeArgs,
-    server: &ServerSettings,
-    env: &Environment,
-) -> Result<Settings, OtlpError> {
-    let flags = args
-        .listen
-        .iter()
-        .enumerate()
-        .map(|(at, address)| Listener::plain(at, address.clone()));
-    let mut listen: Vec<Listener> = flags.collect();
+/// The listeners: those of flags and environment, else the policy's, else the usual one.
+pub(super) fn listeners(told: &[ListenAt], server: &ServerSettings) -> Vec<Listener> {
+    let told = told.iter().enumerate();
+    let mut listen: Vec<_> = told
+        .map(|(at, address)| Listener::plain(at, address.clone()))
+        .collect();
     if listen.is_empty() {
         listen.extend(server.listen.iter().flatten().cloned());
     }
     if listen.is_empty() {
         listen.push(Listener::default());
     }
+    listen
+}
+
+/// Flags and environment first, then the policy's `server` key, then the defaults.
+fn settings(
+    args: &ServeArgs,
+    server: &ServerSettings,
+    env: &Environment,
+) -> Result<Settings, OtlpError> {
     let allow_from = match (args.allow_from.as_slice(), &server.allow_from) {
         ([], Some(written)) => written.clone(),
         (flags, _) => flags.to_vec(),
@@ -335,7 +338,7 @@ fn settings(
     let given = args.limits.iter().copied();
     let limits = given.fold(Limits::default(), Limits::or).or(server.limits);
     Ok(Settings {
-        listen,
+        listen: listeners(&args.listen, server),
         allow_from,
         name: name.unwrap_or_else(|| "routecause".to_owned()),
         drain_timeout: args.drain_timeout.or(server.drain_timeout).unwrap_or(DRAIN),
