@@ -318,7 +318,7 @@ causes! {
         "the server is busy, its reply is dropped, or the way back loses big packets";
     TlsServerFlightStalled: "tls.server_flight_stalled", Unknown, Some(504), Certain, Some("connection_read_timeout"),
         "the server's handshake began to arrive and stopped",
-        "the path loses big packets (path MTU): clamp the MSS on this route";
+        "the path loses big packets (path MTU): lower the MTU here, or clamp the MSS on a router of the way";
     TlsResetDuringServerFlight: "tls.reset_during_server_flight", Unknown, Some(502), Certain, Some("connection_terminated"),
         "RST, or FIN between two TLS records, after the server's first byte and before the client's next flight; in a handshake of our own, RST or FIN until its end",
         "a filter by certificate (TLS 1.2), or the server crashed";

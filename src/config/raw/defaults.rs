@@ -53,7 +53,8 @@ written! {
         connect: ConnectWait,
         /// An upstream's answer to CONNECT (30s).
         proxy_reply: Wait,
-        /// A TLS handshake of our own, as `preflight` makes it (3s).
+        /// A TLS handshake of our own, as `preflight` makes it; and behind the first flight of a tunnel over a chain the silence
+        /// after which its next hop is tried (3s).
         hello: Wait,
         /// The first byte of an answer after the request was sent (5m).
         first_byte: Wait,
