@@ -119,6 +119,7 @@ fn decide(policy: &Policy, target: &Target) -> bool {
         target,
         path: None,
         headers: None,
+        is_here: None,
         addresses: None,
         first_flight: None,
         now: Timestamp::UNIX_EPOCH,

@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod flushing;
+pub mod here;
 pub mod inside_tls;
 pub mod local;
 pub mod pipe;

@@ -3,12 +3,14 @@
 mod support;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use support::nameserver::NameServer;
+use support::netns::{self, Net};
 use support::origin::{Listening, Origin};
-use support::{Proxy, check, wire};
+use support::{Proxy, admin, check, routecause, run, wire};
 
 /// A kind of address records.
 const A: u16 = 1;
@@ -143,7 +145,7 @@ fn a_hop_that_goes_direct_is_guarded_again() {
 #[test]
 fn two_proxies_that_send_requests_to_each_other_find_out_at_once() {
     let (one, other) = (Origin::free(), Origin::free());
-    let start = |own: std::net::SocketAddr, upstream: std::net::SocketAddr| {
+    let start = |own: SocketAddr, upstream: SocketAddr| {
         let policy = format!(
             "version: 1\nupstreams: {{next: {{url: 'http://{upstream}'}}}}\nrules: []\ndefault: {{via: next}}\n"
         );
@@ -166,5 +168,116 @@ fn two_proxies_that_send_requests_to_each_other_find_out_at_once() {
         assert_eq!(records.len(), 2, "{records:#?}");
         check!(&records[0], "error.type": "proxy.loop");
         second.record();
+    }
+}
+
+/// Of the client's machine, beside the one that everybody knows: of the same network, of another interface, of a range that is
+/// routed to it, and of IPv6.
+const OWN: [&str; 6] = [
+    "10.1.0.3",
+    "10.7.0.1",
+    "10.8.0.9",
+    "[::ffff:10.1.0.3]",
+    "[2001:db8:1::3]",
+    "[2001:db8:8::9]",
+];
+
+const ADDRESSES: [&str; 5] = [
+    "address add 10.1.0.3/24 dev router",
+    "address add 10.7.0.1/32 dev lo",
+    "route add local 10.8.0.0/24 dev lo",
+    "address add 2001:db8:1::3/64 dev router nodad",
+    "route add local 2001:db8:8::/64 dev lo",
+];
+
+const WILDCARD: &str = "version: 1
+server: {listen: [{address: 'ANY:3128'}], allow_from: [10.1.0.0/24, '2001:db8:1::/64']}
+dns: {hosts: {own.test: [10.1.0.3], six.test: ['2001:db8:1::3'], up.test: [10.2.0.2]}}
+upstreams: {self: {url: 'http://10.1.0.3:3128'}}
+defaults: {timeouts: {connect: {total: 500ms, address: 300ms}}}
+rules: [{name: up, match: {host: up.test}, via: self}]
+default: {direct: true}
+";
+
+#[test]
+fn a_wildcard_listener_is_known_at_every_address_of_the_machine() {
+    let Some(net) = Net::new() else { return };
+    for any in ["0.0.0.0", "[::]"] {
+        let proxy = Proxy::under(&WILDCARD.replace("ANY", any))
+            .env("ROUTECAUSE_ADMIN_TOKEN", "open-sesame")
+            .env("ROUTECAUSE_ADMIN", &format!("{any}:3129"))
+            .listening_as_written()
+            .inside(&net.client)
+            .start();
+        // What came while it ran is known as well.
+        for line in ADDRESSES {
+            net.client.run(&format!("ip {line}"));
+        }
+        let client = || -> TcpStream {
+            let at = SocketAddr::new(netns::CLIENT.into(), 3128);
+            net.router.within(|| wire::connect(at))
+        };
+        let ask = |request: String| {
+            let client = client();
+            wire::send(&client, request);
+            let answer = wire::read_text(&client);
+            (answer, proxy.records(1).remove(0))
+        };
+        let requests = |target: &str| {
+            [
+                format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"),
+                format!(
+                    "GET http://{target}/ HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
+                ),
+            ]
+        };
+        for host in OWN.into_iter().chain(["own.test", "six.test"]) {
+            for port in [3128, 3129] {
+                for request in requests(&format!("{host}:{port}")) {
+                    let (answer, record) = ask(request);
+                    assert!(
+                        answer.starts_with("HTTP/1.1 508 proxy.loop: "),
+                        "{host}:{port} {any}: {answer}"
+                    );
+                    check!(&record, "error.type": "proxy.loop");
+                }
+            }
+        }
+        for request in requests("up.test:80") {
+            let (answer, record) = ask(request);
+            assert!(answer.starts_with("HTTP/1.1 508 "), "{answer}");
+            check!(&record, "error.type": "proxy.loop");
+        }
+        // The same port of somebody else's is no matter.
+        let other = SocketAddr::new(net.address(), 3128);
+        let listening = net.server.within(|| Listening::on(other));
+        let far = client();
+        let [connect, _] = requests(&other.to_string());
+        wire::send(&far, connect);
+        assert!(wire::read_head(&far).starts_with("HTTP/1.1 200 "));
+        drop((far, listening));
+        proxy.record();
+        for host in OWN {
+            let mut explain = net
+                .client
+                .command(routecause().get_program().to_str().unwrap());
+            explain.args(["explain", "--json", "--policy"]);
+            let (_, told, _) = run(explain.arg(&proxy.policy).arg(format!("{host}:3128")));
+            let told: Value = serde_json::from_str(&told).unwrap();
+            assert_eq!(told["decision"]["rule"], "guards.own", "{host}: {told:#}");
+            let at = SocketAddr::new(netns::CLIENT.into(), 3129);
+            let path = format!("/v1/explain?target={host}:3129");
+            let token = "authorization: Bearer open-sesame\r\n";
+            let (_, _, told) = net
+                .client
+                .within(|| admin::ask(at, "GET", &path, token, ""));
+            assert!(told.contains("guards.own"), "{host}: {told}");
+        }
+        for line in ADDRESSES {
+            net.client
+                .run(&format!("ip {}", line.replace(" add ", " delete ")));
+        }
+        let (answer, _) = ask(requests("10.1.0.3:3128")[0].clone());
+        assert!(!answer.starts_with("HTTP/1.1 508 "), "{answer}");
     }
 }

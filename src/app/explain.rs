@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::client::{Claim, Client};
 use crate::config::Listener;
+use crate::net::here::is_here;
 use crate::net::resolve::ResolveError;
 use crate::policy::dns::AskId;
 use crate::policy::explain::{Explanation, explain};
@@ -137,7 +138,7 @@ pub fn walk<E>(
     }
     let is_plain = asked.scheme == Scheme::Http;
     let headers = HeaderMap::new();
-    let asked_of = Query {
+    let mut asked_of = Query {
         client: &client,
         claim: &claim,
         scheme: asked.scheme,
@@ -145,6 +146,7 @@ pub fn walk<E>(
         target: &asked.target,
         path: asked.path.as_deref(),
         headers: is_plain.then_some(&headers),
+        is_here: None,
         addresses: None,
         first_flight: None,
         now: Timestamp::now(),
@@ -163,6 +165,7 @@ pub fn walk<E>(
         };
         match explain(policy, &query) {
             Ok(explanation) => return Ok(explanation),
+            Err(Needs::Machine) => asked_of.is_here = asked.target.host.ip().map(is_here),
             Err(Needs::FirstFlight) => seen = Some(flight),
             Err(Needs::Addresses) => {
                 let mut walk = Walk::default();

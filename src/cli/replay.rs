@@ -213,6 +213,7 @@ fn decide(policy: &Policy, seen: &Seen, client: &Client) -> Option<After> {
         target: &target,
         path: None,
         headers: None,
+        is_here: None,
         addresses: None,
         first_flight: None,
         now: Timestamp::now(),
@@ -220,6 +221,7 @@ fn decide(policy: &Policy, seen: &Seen, client: &Client) -> Option<After> {
     let outcome = loop {
         match explain(policy, &query) {
             Ok(explanation) => break explanation.decision,
+            Err(Needs::Machine) => query.is_here = Some(false),
             Err(Needs::Addresses) => query.addresses = Some(addresses),
             Err(Needs::FirstFlight) => query.first_flight = Some(&flight),
         }

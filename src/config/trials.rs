@@ -100,6 +100,7 @@ impl Trial {
             target: &self.target,
             path: self.path.as_deref(),
             headers: self.headers.as_ref(),
+            is_here: None,
             addresses: None,
             first_flight: None,
             now: self.now.unwrap_or(now),
@@ -118,6 +119,8 @@ impl Trial {
         let mut explanation = loop {
             match explain(&self.policy, &query) {
                 Ok(explanation) => break explanation,
+                // A test comes out the same on every machine.
+                Err(Needs::Machine) => query.is_here = Some(false),
                 Err(Needs::Addresses) => query.addresses = Some(lookup),
                 Err(Needs::FirstFlight) => query.first_flight = Some(&self.flight),
             }
@@ -126,7 +129,7 @@ impl Trial {
         if let (Does::Direct, Some(addresses)) = (explanation.decision.action, addresses) {
             let admit = |ip: &IpAddr| {
                 let address = SocketAddr::new(*ip, self.target.port);
-                self.policy.guards.admit(address, &self.client)
+                self.policy.guards.admit(address, &self.client, |_| false)
             };
             let refused = addresses.iter().map(admit).collect::<Vec<_>>();
             if let (false, Some(Err(guard))) = (refused.iter().any(Result::is_ok), refused.first())

@@ -27,6 +27,7 @@ use crate::exchange::Trail;
 use crate::failure::handshake::Handshake;
 use crate::failure::{Failure, chain, classify};
 use crate::net::connect::{self, Limits, Shape};
+use crate::net::here::is_here;
 use crate::net::resolve::Resolver;
 use crate::net::wire::Wire;
 use crate::policy::{Policy, RouteSpec};
@@ -285,7 +286,7 @@ impl Doctor<'_> {
         let admitted = self
             .policy
             .guards
-            .admit(address, &self.client)
+            .admit(address, &self.client, is_here)
             .map_err(|guard| Failure::of_guard(guard, address.to_string()))?;
         let limits = Limits {
             total: CONNECT,

@@ -2,6 +2,9 @@
 //!
 //! An [`Admitted`] address is the only thing that `net` connects to, and only a [`Guards`] makes one.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -141,14 +144,20 @@ const METADATA_NAMES: [&str; 3] = [
 ];
 
 impl Guards {
-    /// Judges an address that is about to be dialled for `client`.
-    pub fn admit(&self, address: SocketAddr, client: &Client) -> Result<Admitted, Guard> {
+    /// Judges an address that is about to be dialled for `client`. `is_here` says whether one is this machine's, and is asked
+    /// only where that matters.
+    pub fn admit(
+        &self,
+        address: SocketAddr,
+        client: &Client,
+        is_here: fn(IpAddr) -> bool,
+    ) -> Result<Admitted, Guard> {
         let ip = canonical_ip(address.ip());
         let address = match ip {
             IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
             IpAddr::V6(_) => address,
         };
-        match self.objection(ip, address.port(), client) {
+        match self.objection(ip, address.port(), client, is_here) {
             None => Ok(Admitted {
                 address,
                 would: None,
@@ -163,9 +172,14 @@ impl Guards {
 
     /// Judges the address of an upstream: whoever wrote the policy named it, so only our own
     /// listeners and what is no host's address are refused.
-    pub fn admit_upstream(&self, address: SocketAddr, client: &Client) -> Result<Admitted, Guard> {
+    pub fn admit_upstream(
+        &self,
+        address: SocketAddr,
+        client: &Client,
+        is_here: fn(IpAddr) -> bool,
+    ) -> Result<Admitted, Guard> {
         let ip = canonical_ip(address.ip());
-        if self.is_own(ip, address.port(), client) {
+        if self.is_own(ip, address.port(), client, is_here) {
             return Err(Guard::Own);
         }
         if is_special(ip) {
@@ -177,22 +191,32 @@ impl Guards {
         })
     }
 
-    /// Judges what can be judged of a target before any lookup: literals and metadata names.
+    /// Whether a target is an address that leads to us if it is this machine's.
+    pub(super) fn asks_whether_here(&self, target: &Target) -> bool {
+        target.host.name().is_none() && self.hears_all(target.port)
+    }
+
+    /// Judges what can be judged of a target before any lookup: literals, which may be this machine's, and metadata names.
     pub(crate) fn object_to(
         &self,
         target: &Target,
         is_connect: bool,
         client: &Client,
+        is_here: bool,
     ) -> Option<Guard> {
+        let is_here = |_| is_here;
         let objection = match &target.host {
-            Host::Ip(ip) => self.objection(*ip, target.port, client),
+            Host::Ip(ip) => self.objection(*ip, target.port, client, is_here),
             Host::Name(name) if self.block_link_local && METADATA_NAMES.contains(&&**name) => {
                 Some(Guard::LinkLocal)
             }
             // Such a name is this machine, whoever is asked (RFC 6761, section 6.3).
-            Host::Name(name) if is_localhost(name) => {
-                self.objection(IpAddr::V4(Ipv4Addr::LOCALHOST), target.port, client)
-            }
+            Host::Name(name) if is_localhost(name) => self.objection(
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                target.port,
+                client,
+                is_here,
+            ),
             Host::Name(_) => None,
         };
         objection.or_else(|| match &self.connect_ports {
@@ -201,8 +225,14 @@ impl Guards {
         })
     }
 
-    fn objection(&self, ip: IpAddr, port: u16, client: &Client) -> Option<Guard> {
-        if self.is_own(ip, port, client) {
+    fn objection(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        client: &Client,
+        is_here: impl FnOnce(IpAddr) -> bool,
+    ) -> Option<Guard> {
+        if self.is_own(ip, port, client, is_here) {
             return Some(Guard::Own);
         }
         // An IPv6 address that carries an IPv4 one reaches that one: it is judged as both.
@@ -235,13 +265,26 @@ impl Guards {
         (self.block_private && is_private(ip)).then_some(Guard::Private)
     }
 
-    /// Whether a dial would reach one of our own listeners. A wildcard listener is reached also at the address this client
-    /// came in by.
-    fn is_own(&self, ip: IpAddr, port: u16, client: &Client) -> bool {
-        self.own.iter().filter(|own| own.port() == port).any(|own| {
-            let came_in = || ip == canonical_ip(client.local.ip());
-            leads_to(ip, own.ip()) || own.ip().is_unspecified() && came_in()
-        })
+    /// Whether a dial would reach one of our own listeners. A wildcard listener is reached at every address of this machine,
+    /// and at the one that this client came in by, which another may have passed on.
+    fn is_own(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        client: &Client,
+        is_here: impl FnOnce(IpAddr) -> bool,
+    ) -> bool {
+        let mut own = self.own.iter().filter(|own| own.port() == port);
+        own.any(|own| leads_to(ip, own.ip()))
+            || self.hears_all(port) && (ip == canonical_ip(client.local.ip()) || is_here(ip))
+    }
+
+    /// Whether a listener of ours on that port hears what comes to any address.
+    fn hears_all(&self, port: u16) -> bool {
+        let is_wildcard = |own: &SocketAddr| canonical_ip(own.ip()).is_unspecified();
+        self.own
+            .iter()
+            .any(|own| own.port() == port && is_wildcard(own))
     }
 }
 
@@ -303,243 +346,5 @@ fn embedded_ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
         [0x2001, 0, _, _, _, _, high, low] => Some(v4(!high, !low)),       // Teredo: inverted
         [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => Some(v4(high, low)), // ISATAP
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn client(peer: &str, local: &str) -> Client {
-        Client {
-            peer: peer.parse().unwrap(),
-            local: local.parse().unwrap(),
-            listener: "proxy".into(),
-        }
-    }
-
-    #[track_caller]
-    fn check(guards: &Guards, client: &Client, ip: &str, expected: Option<Guard>) {
-        let address = SocketAddr::new(ip.parse().unwrap(), 443);
-        assert_eq!(guards.admit(address, client).err(), expected, "{ip}");
-    }
-
-    #[test]
-    fn every_block_is_judged_at_both_edges() {
-        let far = client("192.0.2.9:999", "192.0.2.1:3128");
-        let guards = Guards {
-            block_private: true,
-            ..Guards::default()
-        };
-        for (ip, guard) in [
-            ("0.0.0.0", Some(Guard::Special)),
-            ("0.255.255.255", Some(Guard::Special)),
-            ("1.0.0.0", None),
-            ("9.255.255.255", None),
-            ("10.0.0.0", Some(Guard::Private)),
-            ("10.255.255.255", Some(Guard::Private)),
-            ("11.0.0.0", None),
-            ("100.63.255.255", None),
-            ("100.64.0.0", Some(Guard::Private)),
-            ("100.127.255.255", Some(Guard::Private)),
-            ("100.128.0.0", None),
-            ("100.100.100.200", Some(Guard::LinkLocal)),
-            ("126.255.255.255", None),
-            ("127.0.0.0", Some(Guard::Loopback)),
-            ("127.255.255.255", Some(Guard::Loopback)),
-            ("128.0.0.0", None),
-            ("168.63.129.16", Some(Guard::LinkLocal)),
-            ("169.253.255.255", None),
-            ("169.254.0.0", Some(Guard::LinkLocal)),
-            ("169.254.255.255", Some(Guard::LinkLocal)),
-            ("169.255.0.0", None),
-            ("172.15.255.255", None),
-            ("172.16.0.0", Some(Guard::Private)),
-            ("172.31.255.255", Some(Guard::Private)),
-            ("172.32.0.0", None),
-            ("192.0.0.0", Some(Guard::Private)),
-            ("192.0.2.1", None),
-            ("192.168.0.0", Some(Guard::Private)),
-            ("192.169.0.0", None),
-            ("198.18.0.0", Some(Guard::Private)),
-            ("198.20.0.0", None),
-            ("223.255.255.255", None),
-            ("224.0.0.0", Some(Guard::Special)),
-            ("255.255.255.255", Some(Guard::Special)),
-            ("::", Some(Guard::Special)),
-            ("::1", Some(Guard::Loopback)),
-            ("fe80::1", Some(Guard::LinkLocal)),
-            ("febf::1", Some(Guard::LinkLocal)),
-            ("fec0::1", Some(Guard::LinkLocal)),
-            ("fc00::1", Some(Guard::Private)),
-            ("fdff::1", Some(Guard::Private)),
-            ("fd00:ec2::254", Some(Guard::LinkLocal)),
-            ("ff02::1", Some(Guard::Special)),
-            ("2001:db8::1", None),
-        ] {
-            check(&guards, &far, ip, guard);
-        }
-    }
-
-    #[test]
-    fn an_embedded_ipv4_address_is_judged_as_itself() {
-        let far = client("192.0.2.9:999", "192.0.2.1:3128");
-        let guards = Guards::default();
-        for ip in [
-            "::ffff:127.0.0.1",
-            "::7f00:1",
-            "64:ff9b::7f00:1",
-            "64:ff9b:1::7f00:1",
-            "2002:7f00:1::1",
-            "2001:0:1:2:3:4:80ff:fffe",
-            "2001:db8::5efe:7f00:1",
-        ] {
-            check(&guards, &far, ip, Some(Guard::Loopback));
-        }
-        check(&guards, &far, "64:ff9b::a9fe:a9fe", Some(Guard::LinkLocal));
-        check(&guards, &far, "64:ff9b::c000:201", None);
-    }
-
-    #[test]
-    fn loopback_is_for_clients_on_this_machine() {
-        let near = client("127.0.0.1:999", "127.0.0.1:3128");
-        let mapped = client("[::ffff:127.0.0.1]:999", "[::ffff:127.0.0.1]:3128");
-        let through_bridge = client("172.17.0.2:999", "172.17.0.1:3128");
-        let guards = Guards::default();
-        check(&guards, &near, "127.0.0.1", None);
-        check(&guards, &mapped, "::1", None);
-        check(&guards, &through_bridge, "127.0.0.1", Some(Guard::Loopback));
-        check(
-            &Guards {
-                loopback: Loopback::Allow,
-                ..Guards::default()
-            },
-            &through_bridge,
-            "127.0.0.1",
-            None,
-        );
-        check(
-            &Guards {
-                loopback: Loopback::Block,
-                ..Guards::default()
-            },
-            &near,
-            "127.0.0.1",
-            Some(Guard::Loopback),
-        );
-    }
-
-    #[test]
-    fn our_own_listeners_are_a_loop_even_in_report_mode() {
-        let near = client("127.0.0.1:999", "127.0.0.1:3128");
-        let own = |own: &str| Guards {
-            own: vec![own.parse().unwrap()],
-            report: true,
-            ..Guards::default()
-        };
-        let address = "127.0.0.1:3128".parse().unwrap();
-        assert_eq!(
-            own("127.0.0.1:3128").admit(address, &near).err(),
-            Some(Guard::Own)
-        );
-        assert_eq!(
-            own("0.0.0.0:3128").admit(address, &near).err(),
-            Some(Guard::Own)
-        );
-        assert_eq!(
-            own("[::]:3128").admit_upstream(address, &near).err(),
-            Some(Guard::Own)
-        );
-        assert!(own("127.0.0.1:3129").admit(address, &near).is_ok());
-        // The unspecified address is loopback.
-        for (dialled, listener, is_own) in [
-            ("0.0.0.0:3128", "127.0.0.1:3128", true),
-            ("0.0.0.0:3128", "0.0.0.0:3128", true),
-            ("[::]:3128", "[::1]:3128", true),
-            ("[::]:3128", "0.0.0.0:3128", true),
-            ("0.0.0.0:3128", "192.0.2.1:3128", false),
-        ] {
-            let guard = if is_own { Guard::Own } else { Guard::Special };
-            let refused = own(listener).admit(dialled.parse().unwrap(), &near);
-            assert_eq!(refused.err(), Some(guard), "{dialled} {listener}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_hosts_address_is_refused_whatever_the_policy_says() {
-        let near = client("127.0.0.1:999", "127.0.0.1:3128");
-        let guards = Guards {
-            report: true,
-            except: ["0.0.0.0/0", "::/0"]
-                .map(|net| Exception {
-                    net: net.parse().unwrap(),
-                    ports: None,
-                })
-                .into(),
-            ..Guards::default()
-        };
-        for ip in [
-            "0.0.0.0",
-            "::",
-            "224.0.0.1",
-            "255.255.255.255",
-            "ff02::1",
-            "64:ff9b::",
-        ] {
-            check(&guards, &near, ip, Some(Guard::Special));
-        }
-        check(&guards, &near, "169.254.169.254", None);
-    }
-
-    #[test]
-    fn report_mode_admits_and_says_who_would_not() {
-        let near = client("127.0.0.1:999", "127.0.0.1:3128");
-        let guards = Guards {
-            report: true,
-            ..Guards::default()
-        };
-        let admitted = guards
-            .admit("169.254.169.254:80".parse().unwrap(), &near)
-            .unwrap();
-        assert_eq!(admitted.would(), Some(Guard::LinkLocal));
-    }
-
-    #[test]
-    fn an_exception_opens_an_address_for_its_ports() {
-        let near = client("127.0.0.1:999", "127.0.0.1:3128");
-        let net = "169.254.1.9/32".parse().unwrap();
-        let guards = Guards {
-            except: vec![Exception {
-                net,
-                ports: Some(Ports::from_iter([80..=80])),
-            }],
-            ..Guards::default()
-        };
-        assert!(
-            guards
-                .admit("169.254.1.9:80".parse().unwrap(), &near)
-                .is_ok()
-        );
-        assert_eq!(
-            guards.admit("169.254.1.9:81".parse().unwrap(), &near).err(),
-            Some(Guard::LinkLocal)
-        );
-    }
-
-    #[test]
-    fn metadata_names_are_known_before_any_lookup() {
-        let near = client("127.0.0.1:999", "127.0.0.1:3128");
-        let target = Target::from_authority("Metadata.Google.Internal.:80").unwrap();
-        assert_eq!(
-            Guards::default().object_to(&target, true, &near),
-            Some(Guard::LinkLocal)
-        );
-        let far = client("192.0.2.9:999", "192.0.2.1:3128");
-        let target = Target::from_authority("App.Localhost:80").unwrap();
-        assert_eq!(Guards::default().object_to(&target, true, &near), None);
-        assert_eq!(
-            Guards::default().object_to(&target, true, &far),
-            Some(Guard::Loopback)
-        );
     }
 }

@@ -44,6 +44,7 @@ fn walk(policy: &Policy, asked: &Asked) -> (String, bool) {
         query.first_flight = looked_in.then_some(&asked.flight);
         match policy.step(&mut walk, &query) {
             Step::Decided(decision) => return (summary(&decision), looked_up),
+            Step::Needs(Needs::Machine) => panic!("nothing listens"),
             Step::Needs(Needs::FirstFlight) => {
                 assert!(!looked_in, "a fact is asked for once");
                 assert!(asked.is_connect, "a plain request has no first flight");

@@ -35,6 +35,8 @@ pub struct Query<'a> {
     pub path: Option<&'a str>,
     /// The fields of a plain request; unknown in a tunnel.
     pub headers: Option<&'a HeaderMap>,
+    /// Whether the target is an address of this machine, once [`Needs::Machine`] was asked for.
+    pub is_here: Option<bool>,
     /// What a lookup of the target gave, once [`Needs::Addresses`] was asked for.
     pub addresses: Option<Lookup<'a>>,
     /// What the client sent first in its tunnel, once [`Needs::FirstFlight`] was asked for.
@@ -83,6 +85,8 @@ pub enum Step<'p> {
 /// A fact that a walk asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
+    /// Whether the target's address is one of this machine's. Asked for first.
+    Machine,
     /// The addresses of the target's name.
     Addresses,
     /// What the client sends first in its tunnel. Asked for after the addresses, since it comes only behind a 200.
@@ -271,10 +275,14 @@ impl Policy {
         note: &mut dyn FnMut(&'p Rule, Note),
     ) -> Step<'p> {
         if walk.at.is_none() {
+            if query.is_here.is_none() && self.guards.asks_whether_here(query.target) {
+                return Step::Needs(Needs::Machine);
+            }
             let is_connect = query.scheme == Scheme::Connect;
-            if let Some(guard) = self
-                .guards
-                .object_to(query.target, is_connect, query.client)
+            let is_here = query.is_here.unwrap_or_default();
+            if let Some(guard) =
+                self.guards
+                    .object_to(query.target, is_connect, query.client, is_here)
             {
                 if !self.report || guard.is_final() {
                     return self.decided(walk, None, Verdict::Deny(Denial::Guard(guard)));

@@ -10,6 +10,7 @@ use crate::cause::Phase;
 use crate::client::Claim;
 use crate::exchange::Exchange;
 use crate::failure::{Denied, DeniedBy, Failure};
+use crate::net::here::is_here;
 use crate::net::resolve::ResolveError;
 use crate::policy::flight::{Flight, Sniff};
 use crate::policy::{
@@ -82,7 +83,7 @@ pub(super) async fn decide(
 ) -> Result<Verdict, Failure> {
     let policy = &snapshot.policy;
     let presence = exchange.presence().clone();
-    let asked = Query {
+    let mut asked = Query {
         client: &presence.client,
         claim: ask.claim,
         scheme: ask.scheme,
@@ -90,6 +91,7 @@ pub(super) async fn decide(
         target: ask.target,
         path: ask.path,
         headers: ask.headers,
+        is_here: None,
         addresses: None,
         first_flight: ask.flight,
         now: exchange.start(),
@@ -106,6 +108,7 @@ pub(super) async fn decide(
         };
         match policy.step(&mut walk, &query) {
             Step::Decided(decision) => break decision,
+            Step::Needs(Needs::Machine) => asked.is_here = ask.target.host.ip().map(is_here),
             Step::Needs(Needs::Addresses) => {
                 let host = &ask.target.host;
                 let names = snapshot.names.of_target(host, policy.asks(&walk));

@@ -22,6 +22,7 @@ use super::upload::{Outgoing, Upload};
 use crate::cause::Phase;
 use crate::exchange::{Exchange, Trail};
 use crate::failure::{Failure, MalformedAnswer, OriginError, classify};
+use crate::net::here::is_here;
 use crate::net::socket::reset_behind;
 use crate::net::upstream::{UpstreamError, is_refusal};
 use crate::policy::RouteId;
@@ -194,9 +195,13 @@ impl Errand<'_> {
             } else {
                 lease.told.as_deref().copied()
             };
-            let admits_far = far.is_none_or(|far| policy.guards.admit(far, &plan.client).is_ok());
-            let admits_peer =
-                lease.is_end_to_end || policy.guards.admit_upstream(peer, &plan.client).is_ok();
+            let admits_far =
+                far.is_none_or(|far| policy.guards.admit(far, &plan.client, is_here).is_ok());
+            let admits_peer = lease.is_end_to_end
+                || policy
+                    .guards
+                    .admit_upstream(peer, &plan.client, is_here)
+                    .is_ok();
             let is_pinned = match (&plan.addresses, &lease.form) {
                 (None, _) | (_, Form::Absolute { .. }) => true,
                 (Some(found), Form::Origin) => found

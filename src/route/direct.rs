@@ -8,6 +8,7 @@ use super::{BoxFuture, Conn, Dial, Names, Plan, connect};
 use crate::cause::Cause;
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify};
+use crate::net::here::is_here;
 use crate::policy::Policy;
 
 /// The way out that needs nobody: resolve, ask the guards for each address, connect.
@@ -44,7 +45,7 @@ impl Direct {
         let found = found.map_err(Failure::from);
         let addresses =
             found.inspect_err(|failure| trail.failed(classify(failure), started.elapsed()))?;
-        let judge = |address| self.policy.guards.admit(address, &plan.client);
+        let judge = |address| self.policy.guards.admit(address, &plan.client, is_here);
         let socket = connect(
             &plan.target,
             addresses,

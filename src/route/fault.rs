@@ -25,6 +25,7 @@ use crate::exchange::{Mark, Trail};
 use crate::failure::staged::{Staged, With, reply};
 use crate::failure::{Failure, classify, classify_try};
 use crate::net::connect::{ConnectError, Outcome, Try};
+use crate::net::here::is_here;
 use crate::net::resolve::{ResolveError, Unresolved};
 use crate::net::upstream::UpstreamError;
 use crate::net::wire::Wire;
@@ -339,8 +340,10 @@ impl Faulty {
         };
         let guards = &self.policy.guards;
         let is_admitted = |address: &SocketAddr| match self.upstream {
-            Some(_) => guards.admit_upstream(*address, &plan.client).is_ok(),
-            None => guards.admit(*address, &plan.client).is_ok(),
+            Some(_) => guards
+                .admit_upstream(*address, &plan.client, is_here)
+                .is_ok(),
+            None => guards.admit(*address, &plan.client, is_here).is_ok(),
         };
         let mut addresses = found.into_iter().map(|ip| SocketAddr::new(ip, to.port));
         addresses.find(is_admitted)

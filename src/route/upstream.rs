@@ -17,6 +17,7 @@ use crate::cause::{Cause, Phase};
 use crate::exchange::Trail;
 use crate::failure::handshake::Handshake;
 use crate::failure::{Failure, OriginError, classify};
+use crate::net::here::is_here;
 use crate::net::places::{Held, Places};
 use crate::net::socket::Socket;
 use crate::net::upstream::auth::{AuthError, Authenticator, Current, Talk};
@@ -204,7 +205,7 @@ impl Upstream {
             None => names.lookup(host, limit, trail).await,
         };
         let found = found.map_err(Failure::from).inspect_err(failed)?;
-        let judge = |address| self.policy.guards.admit(address, &plan.client);
+        let judge = |address| self.policy.guards.admit(address, &plan.client, is_here);
         let admitted = admit(&plan.target, &found, names, &judge, trail).inspect_err(failed)?;
         Ok(admitted.into_iter().map(Admitted::address).collect())
     }
@@ -467,9 +468,9 @@ impl Upstream {
         let guards = &self.policy.guards;
         let judge = |address| {
             if self.is_stranger {
-                guards.admit(address, &plan.client)
+                guards.admit(address, &plan.client, is_here)
             } else {
-                guards.admit_upstream(address, &plan.client)
+                guards.admit_upstream(address, &plan.client, is_here)
             }
         };
         connect(proxy, found, names, &judge, Cause::of_upstream, plan, trail).await

@@ -3,7 +3,7 @@
 //! Source: tcp(7), ip(7) `IP_RECVERR`, recvmsg(2) `MSG_ERRQUEUE`.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::error::Icmp;
 use super::judge::{Evidence, Sender, asks_for_route};
 use super::{Shape, scoped};
+use crate::net::here::{PORT, local_towards};
 use crate::net::socket::{Socket, limit_hops};
 use crate::net::tcp_info::TcpInfo;
 
@@ -245,18 +246,4 @@ fn queued(stream: &TcpStream) -> Option<Message> {
             }
         }
     }
-}
-
-/// For an address whose port does not matter: a UDP socket that is connected sends nothing.
-const PORT: u16 = 9;
-
-/// The address that this host would reach `address` from: an address of its own it reaches from that address itself.
-fn local_towards(address: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(address).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }

@@ -253,7 +253,7 @@ async fn admitted_connect(
         local,
         listener: "test".into(),
     };
-    let admit = |a: &SocketAddr| Guards::default().admit(*a, &client).unwrap();
+    let admit = |a: &SocketAddr| Guards::default().admit(*a, &client, |_| false).unwrap();
     let admitted: Vec<_> = addresses.iter().map(admit).collect();
     connect(&admitted, zone, limits, &|_| ()).await
 }

@@ -241,6 +241,7 @@ impl Asked {
             target: &self.target,
             path: (!self.is_connect).then_some("/x?y"),
             headers: (!self.is_connect).then_some(&self.headers),
+            is_here: None,
             addresses,
             first_flight: None,
             now: Timestamp::UNIX_EPOCH + Duration::from_secs(1),
