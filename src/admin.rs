@@ -18,8 +18,8 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
+use crate::app::condition::Condition;
 use crate::app::reload::{Standing, Wish};
 use crate::config::env::Environment;
 use crate::config::{Listener, Source};
@@ -52,8 +52,8 @@ pub struct Station {
     pub keeper: mpsc::Sender<Wish>,
     /// What the diary says.
     pub diary: Arc<dyn Diary>,
-    /// Cancelled when the end begins.
-    pub closing: CancellationToken,
+    /// How the process is.
+    pub condition: Condition,
     /// When the process began.
     pub started: Timestamp,
     /// How many hosts the metrics name.

@@ -1,6 +1,7 @@
 //! The running program: listeners bound, a policy at work, and its end.
 
 pub mod bound;
+pub mod condition;
 pub mod drain;
 pub mod explain;
 mod probes;
@@ -46,6 +47,7 @@ use crate::route::world::World;
 use crate::snapshot::Snapshot;
 
 use bound::{Bound, exposed};
+use condition::Condition;
 use drain::Drain;
 use workers::{Beat, Workers};
 
@@ -245,8 +247,7 @@ pub struct App {
     admin: Option<SocketAddr>,
     places: Vec<ListenAt>,
     doors: Vec<Arc<Door>>,
-    /// When each worker was last seen at work.
-    beats: Vec<Arc<Beat>>,
+    condition: Condition,
     workers: Workers,
     drain: Drain,
     /// Ends the probes of the policy at work.
@@ -314,6 +315,11 @@ impl App {
                 Ok(())
             })?;
         }
+        let condition = Condition {
+            beats,
+            room,
+            closing: drain.closing(),
+        };
         let probes = Mutex::new(probes::begin(&proxy, &drain));
         Ok(Self {
             proxy,
@@ -321,7 +327,7 @@ impl App {
             admin,
             places,
             doors,
-            beats,
+            condition,
             workers,
             drain,
             probes,
@@ -332,11 +338,6 @@ impl App {
     /// What serves.
     pub fn proxy(&self) -> &Arc<Proxy> {
         &self.proxy
-    }
-
-    /// Cancelled when the end begins.
-    pub fn closing(&self) -> CancellationToken {
-        self.drain.closing()
     }
 
     /// Where the proxy listens.
@@ -387,9 +388,9 @@ impl App {
         *probes = probes::begin(&self.proxy, &self.drain);
     }
 
-    /// Whether every worker was seen at work lately.
-    pub fn is_alive(&self) -> bool {
-        self.beats.iter().all(|beat| beat.is_recent())
+    /// How the process is.
+    pub fn condition(&self) -> &Condition {
+        &self.condition
     }
 
     /// The policy at work.

@@ -193,8 +193,9 @@ Examples:
     Top(AdminArgs),
     /// Say how a running proxy is.
     Status(status::StatusArgs),
-    /// Ask whether a running proxy takes requests: 0 if it does, 1 if it is ending, 5 if it cannot be reached.
-    Healthcheck(AdminArgs),
+    /// Ask whether a running proxy takes requests: 0 if it does, 1 if it is ending, full or hanging, 5 if it cannot be
+    /// reached.
+    Healthcheck(status::CheckArgs),
     /// Print what a shell needs to complete these commands.
     Completions {
         /// The shell.

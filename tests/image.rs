@@ -33,7 +33,7 @@ fn the_image_is_one_file_for_nobody_and_says_what_it_is() {
     assert_eq!(config["Entrypoint"], serde_json::json!(["/routecause"]));
     assert_eq!(
         config["Healthcheck"]["Test"],
-        serde_json::json!(["CMD", "/routecause", "healthcheck"])
+        serde_json::json!(["CMD", "/routecause", "healthcheck", "--live"])
     );
     let labels = &config["Labels"];
     assert_eq!(labels["org.opencontainers.image.title"], "routecause");

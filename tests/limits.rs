@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use support::origin::{Listening, Origin};
 use support::process::Holdings;
-use support::{DIRECT, Proxy, check, needs, wire};
+use support::{DIRECT, Proxy, admin, check, needs, wire};
 
 fn connect_to(client: &TcpStream, address: SocketAddr) -> String {
     wire::send(
@@ -199,6 +199,43 @@ fn limits_that_mean_nothing_are_told() {
         assert_eq!(status.code(), Some(78), "{said}");
         assert!(said.contains(expected), "{said}");
     }
+}
+
+#[test]
+fn whoever_has_no_room_for_more_lives_and_is_not_ready() {
+    if !needs::has("prlimit") {
+        return;
+    }
+    let ready = |proxy: &Proxy, status: u16| {
+        let at = admin::address(proxy);
+        let deadline = Instant::now() + support::SOON;
+        loop {
+            let (is, _, body) = admin::ask(at, "GET", "/readyz", "", "");
+            if is == status {
+                assert_eq!(admin::ask(at, "GET", "/healthz", "", "").0, 200);
+                return body;
+            }
+            assert!(Instant::now() < deadline, "{is}: {body}");
+        }
+    };
+    let proxy = admin::with_admin(Proxy::under(DIRECT).arg("--limits").arg("connections=2"));
+    let proxy = proxy.start();
+    let clients = [proxy.connect(), proxy.connect()];
+    let body = ready(&proxy, 503);
+    assert!(body.contains("all 2 connections are taken"), "{body}");
+    let told = admin::get(admin::address(&proxy), "/v1/status");
+    assert_eq!(told["hindrance"], "all 2 connections are taken", "{told}");
+    drop(clients);
+    ready(&proxy, 200);
+    let proxy = admin::with_admin(Proxy::under(DIRECT).arg("--limits").arg("connections=1000"))
+        .through("prlimit", &["--nofile=128:128"])
+        .start();
+    let open = Holdings::of(proxy.pid()).descriptors;
+    let clients: Vec<_> = (open..117).map(|_| proxy.connect()).collect();
+    let body = ready(&proxy, 503);
+    assert!(body.contains(" of 128 file descriptors are open"), "{body}");
+    drop(clients);
+    ready(&proxy, 200);
 }
 
 #[test]

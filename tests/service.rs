@@ -8,9 +8,12 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use support::origin::{Listening, Origin};
-use support::{DIRECT, Proxy, SOON, wire};
+use support::{DIRECT, Proxy, SOON, admin, needs, routecause, run, wire};
 
 fn get(proxy: &Proxy, origin: &Origin, path: &str) -> u16 {
     let client = proxy.connect();
@@ -186,4 +189,54 @@ fn systemd_is_told_of_the_start_of_reloads_of_the_end_and_that_all_is_well() {
     );
     proxy.signal(Signal::SIGTERM);
     until("STOPPING=1");
+}
+
+/// A thread of a process, by its name.
+fn thread(pid: i32, name: &str) -> Pid {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut threads = threads.map(|thread| thread.unwrap());
+    let thread = threads.find(|thread| {
+        let comm = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+        comm.trim_end() == name
+    });
+    let id = thread.unwrap().file_name().into_string().unwrap();
+    Pid::from_raw(id.parse().unwrap())
+}
+
+#[test]
+fn a_worker_that_hangs_is_told_to_whoever_would_start_it_again() {
+    let proxy = admin::with_admin(Proxy::under(DIRECT)).start();
+    let at = admin::address(&proxy);
+    let until = |path: &str, status: u16| {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let (is, _, body) = admin::ask(at, "GET", path, "", "");
+            if is == status {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "{path} {is}: {body}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let worker = thread(proxy.pid(), "worker-0");
+    if ptrace::seize(worker, ptrace::Options::empty()).is_err() {
+        let _ = needs::lacks("ptrace");
+        return;
+    }
+    ptrace::interrupt(worker).unwrap();
+    waitpid(worker, Some(WaitPidFlag::__WALL)).unwrap();
+    let body = until("/healthz", 503);
+    assert!(
+        body.contains("worker 0 was not seen at work for "),
+        "{body}"
+    );
+    until("/readyz", 503);
+    let mut check = routecause();
+    check.args(["healthcheck", "--live"]);
+    let (status, _, stderr) = run(check.env("ROUTECAUSE_ADMIN", at.to_string()));
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("not alive: worker 0 "), "{stderr}");
+    ptrace::detach(worker, None).unwrap();
+    until("/healthz", 200);
+    until("/readyz", 200);
 }

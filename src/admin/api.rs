@@ -49,8 +49,8 @@ macro_rules! operations {
 }
 
 operations! {
-    get "/healthz" healthz, "Whether the process lives." => Answers::Text("text/plain; charset=utf-8");
-    get "/readyz" running::readyz, "Whether it takes requests: 503 once its end has begun."
+    get "/healthz" running::healthz, "Whether the process lives: 503 where a worker hangs." => Answers::Text("text/plain; charset=utf-8");
+    get "/readyz" running::readyz, "Whether more requests may come: 503 once its end has begun, where a worker hangs, or where it has no room for more."
         => Answers::Text("text/plain; charset=utf-8");
     get "/metrics" running::metrics, "The metrics, in the text form of OpenMetrics." => Answers::Text(OPENMETRICS);
     get "/v1/openapi.json" openapi, "This description." => Answers::Json(of::<serde_json::Map<String, serde_json::Value>>);
@@ -92,10 +92,6 @@ operations! {
     get "/v1/log-level" running::log_level, "How much the diary on stderr says." => Answers::Json(of::<answers::LogLevel>);
     put "/v1/log-level" running::set_log_level, "Set that, as in `info` or `routecause=debug`.",
         body answers::LogLevel => Answers::Json(of::<answers::LogLevel>);
-}
-
-async fn healthz() -> &'static str {
-    "fine\n"
 }
 
 async fn openapi() -> Response {

@@ -21,7 +21,7 @@ pub fn count() -> NonZeroUsize {
 }
 
 /// A worker that was not seen at work for longer than this hangs.
-const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 
 /// When a worker was last seen at work.
 #[derive(Debug)]
@@ -47,9 +47,9 @@ impl Beat {
         self.last.store(self.now(), Ordering::Relaxed);
     }
 
-    pub(super) fn is_recent(&self) -> bool {
-        let silence = self.now().saturating_sub(self.last.load(Ordering::Relaxed));
-        u128::from(silence) <= LONGEST_SILENCE.as_millis()
+    /// How long ago that was.
+    pub(super) fn silence(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.last.load(Ordering::Relaxed)))
     }
 }
 

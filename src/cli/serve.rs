@@ -257,7 +257,7 @@ async fn serve(
                 environment: env.clone(),
                 keeper: keeper_of,
                 diary,
-                closing: app.closing(),
+                condition: app.condition().clone(),
                 started,
                 metrics_hosts: settings.admin.metrics_hosts,
                 lint: Linted::default(),

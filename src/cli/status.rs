@@ -22,6 +22,15 @@ pub(in crate::cli) struct StatusArgs {
     pub(in crate::cli) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CheckArgs {
+    #[command(flatten)]
+    pub(in crate::cli) admin: AdminArgs,
+    /// Ask whether it lives, as whoever would start it again wants to know: full or ending, it does.
+    #[arg(long)]
+    pub(in crate::cli) live: bool,
+}
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Told<'a> {
@@ -66,18 +75,22 @@ pub(super) fn run(args: &StatusArgs, env: &Environment) -> u8 {
     }
 }
 
-pub(super) fn check(args: &AdminArgs, env: &Environment) -> u8 {
-    let asked = prepare(args, env);
-    let ready =
-        asked.and_then(|(runtime, proxy)| runtime.block_on(proxy.get("/readyz")).map(|_| ()));
-    match ready {
+pub(super) fn check(args: &CheckArgs, env: &Environment) -> u8 {
+    let (path, not) = if args.live {
+        ("/healthz", "not alive")
+    } else {
+        ("/readyz", "not ready")
+    };
+    let asked = prepare(&args.admin, env);
+    let told = asked.and_then(|(runtime, proxy)| runtime.block_on(proxy.get(path)).map(|_| ()));
+    match told {
         Ok(()) => 0,
         Err(AskError::Refused {
             status: StatusCode::SERVICE_UNAVAILABLE,
             detail,
             ..
         }) => {
-            say!("not ready: {detail}");
+            say!("{not}: {detail}");
             exit::FAILED
         }
         Err(error) => complain(&error),
@@ -106,13 +119,16 @@ fn told(status: &Value, upstreams: &Value, now: Timestamp) -> String {
     let state = if is_ready == Some(true) {
         "takes requests"
     } else {
-        "is ending"
+        "is not ready"
     };
     let _ = writeln!(
         out,
         "routecause {} {state}, since {since}",
         text(status, "version")
     );
+    if let Some(hindrance) = status.get("hindrance").and_then(Value::as_str) {
+        let _ = writeln!(out, "  not ready  {hindrance}");
+    }
     for listener in list(status, "listeners") {
         let (name, address) = (text(listener, "name"), text(listener, "address"));
         let _ = writeln!(out, "  listens    {address} ({name})");

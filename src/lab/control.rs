@@ -129,7 +129,7 @@ pub(super) fn serve(bound: Bound, app: &App, scene: Scene) -> Result<Admin, Star
         keeper,
         standing: Arc::default(),
         diary: Arc::new(NoDiary),
-        closing: app.closing(),
+        condition: app.condition().clone(),
         started: Timestamp::now(),
         metrics_hosts: 0,
         lint: Linted::default(),

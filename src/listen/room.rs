@@ -37,6 +37,16 @@ impl Room {
         })
     }
 
+    /// How many places there are.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How many of them are taken.
+    pub fn taken(&self) -> usize {
+        self.limit.saturating_sub(self.free.available_permits())
+    }
+
     /// A place among all connections, or among the streams that they carry.
     pub(super) fn enter(&self) -> Result<OwnedSemaphorePermit, Failure> {
         let place = self.free.clone().try_acquire_owned();

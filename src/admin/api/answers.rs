@@ -83,8 +83,11 @@ pub(in crate::admin) struct Status {
     /// When it began (RFC 3339, UTC).
     #[schemars(with = "String")]
     pub(in crate::admin) started: Timestamp,
-    /// Whether it takes requests.
+    /// Whether more requests may come.
     pub(in crate::admin) is_ready: bool,
+    /// Why they had better go elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::admin) hindrance: Option<String>,
     /// Where it listens.
     pub(in crate::admin) listeners: Vec<Listening>,
     /// The hash of the policy at work.

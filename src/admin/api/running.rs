@@ -1,5 +1,6 @@
 //! How the proxy is, and what can be changed while it runs.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::Json;
@@ -22,12 +23,18 @@ use crate::observe::metrics::CONTENT_TYPE as OPENMETRICS;
 use crate::route::health::Health;
 use crate::target::{Host, Target};
 
+pub(super) async fn healthz(State(station): State<Arc<Station>>) -> Result<&'static str, Problem> {
+    station.condition.alive().map_err(|why| unavailable(&why))?;
+    Ok("fine\n")
+}
+
 pub(super) async fn readyz(State(station): State<Arc<Station>>) -> Result<&'static str, Problem> {
-    if station.closing.is_cancelled() {
-        let detail = "the proxy is ending";
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
-    }
+    station.condition.ready().map_err(|why| unavailable(&why))?;
     Ok("ready\n")
+}
+
+fn unavailable(why: &dyn Display) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
 }
 
 pub(super) async fn metrics(State(station): State<Arc<Station>>) -> Result<Response, Problem> {
@@ -47,10 +54,12 @@ pub(in crate::admin) fn status_of(station: &Station) -> Status {
     });
     let dropped = station.board.dropped().into_iter();
     let refused = station.standing.refusal();
+    let hindrance = station.condition.ready().err();
     Status {
         version: env!("CARGO_PKG_VERSION"),
         started: station.started,
-        is_ready: !station.closing.is_cancelled(),
+        is_ready: hindrance.is_none(),
+        hindrance: hindrance.map(|hindrance| hindrance.to_string()),
         listeners: listeners.collect(),
         policy: station.proxy.snapshot.load().policy.hash.clone(),
         source: station.source.to_string(),

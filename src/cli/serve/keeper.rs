@@ -73,7 +73,7 @@ impl Keeper<'_> {
                             }
                         },
                         _ = beaten => {
-                            if self.app.is_alive() {
+                            if self.app.condition().alive().is_ok() {
                                 systemd::alive();
                             }
                         }
