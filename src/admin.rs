@@ -117,6 +117,7 @@ impl Station {
         };
         Now {
             tunnels: self.proxy.live.count(),
+            connections: self.condition.connections(),
             upstreams: upstreams.collect(),
             dropped: self.board.dropped(),
             policy: snapshot.policy.hash.to_string(),

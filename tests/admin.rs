@@ -70,6 +70,7 @@ fn metrics_count_requests_failures_and_tunnels() {
         r#"routecause_requests_total{route="none",rule="closed",outcome="denied"} 1"#,
         r#"routecause_failures_total{cause="connect.refused",phase="connect",side="origin",route="direct"} 1"#,
         "routecause_tunnels_open 1",
+        "routecause_connections_open 1",
     ] {
         until_metric(at, line);
     }

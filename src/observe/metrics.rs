@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use jiff::Timestamp;
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -165,6 +165,8 @@ pub struct Metrics {
 pub struct Now {
     /// Tunnels that are open.
     pub tunnels: usize,
+    /// Connections that clients have open, and may have.
+    pub connections: (usize, usize),
     /// Each upstream, and whether it is used.
     pub upstreams: Vec<(String, bool)>,
     /// Records that were lost, by what lost them.
@@ -337,9 +339,24 @@ impl Metrics {
 impl Now {
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("routecause");
-        let tunnels = Gauge::<i64>::default();
-        tunnels.set(i64::try_from(self.tunnels).unwrap_or(i64::MAX));
-        registry.register("tunnels_open", "Tunnels that are open", tunnels);
+        let (open, limit) = self.connections;
+        for (name, help, value) in [
+            ("tunnels_open", "Tunnels that are open", self.tunnels),
+            (
+                "connections_open",
+                "Connections of clients that are open; each request inside one of HTTP/2 counts as well",
+                open,
+            ),
+            (
+                "connections_limit",
+                "How many of them may be open: more are turned away",
+                limit,
+            ),
+        ] {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            registry.register(name, help, gauge);
+        }
         let up = Family::<OfUpstream, Gauge>::default();
         for (upstream, is_up) in &self.upstreams {
             let upstream = upstream.clone();
@@ -451,6 +468,9 @@ fn process(started: Option<Timestamp>) -> Registry {
     gauge("threads", "Threads", None, figure("Threads:"));
     let files = open_files().map(u64::cast_signed);
     gauge("open_fds", "Open file descriptors", None, files);
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).ok();
+    let limit = limit.and_then(|(soft, _)| i64::try_from(soft).ok());
+    gauge("max_fds", "File descriptors that may be open", None, limit);
     let started = started.map(Timestamp::as_second);
     gauge(
         "start_time",
@@ -503,6 +523,7 @@ mod tests {
         metrics.reloaded(false);
         let now = Now {
             tunnels: 2,
+            connections: (3, 100),
             upstreams: vec![("corp".into(), true), ("backup".into(), false)],
             dropped: vec![("log", 5)],
             policy: "0123456789ab".into(),
@@ -521,6 +542,8 @@ mod tests {
             r#"routecause_reloads_total{result="bad"} 1"#,
             r#"routecause_reloads_total{result="good"} 0"#,
             "routecause_tunnels_open 2",
+            "routecause_connections_open 3",
+            "routecause_connections_limit 100",
             r#"routecause_upstream_up{upstream="corp"} 1"#,
             r#"routecause_upstream_up{upstream="backup"} 0"#,
             r#"routecause_records_dropped_total{sink="log"} 5"#,
@@ -528,7 +551,9 @@ mod tests {
         ] {
             has(&text, line);
         }
-        assert!(text.contains("process_resident_memory_bytes "), "{text}");
+        for name in ["resident_memory_bytes", "open_fds", "max_fds"] {
+            assert!(text.contains(&format!("process_{name} ")), "{text}");
+        }
         assert!(
             text.ends_with("# EOF\n") && !text.contains("secret"),
             "{text}"
