@@ -583,6 +583,20 @@ fn without_a_token_only_who_runs_it_and_root_may_change_it() {
 }
 
 #[test]
+fn whose_a_connection_is_is_known_where_proc_shows_processes_alone() {
+    if !needs::has("netns") {
+        return;
+    }
+    // As a unit's `ProcSubset=pid` has it.
+    let script = "mount -t proc -o subset=pid proc /proc && exec \"$@\"";
+    let proxy = admin::with_admin(Proxy::under(POLICY))
+        .through("unshare", &["--mount", "sh", "-c", script, "sh"])
+        .start();
+    let at = admin::address(&proxy);
+    assert_eq!(ask(at, "POST", "/v1/faults/reset", "", "").0, 200);
+}
+
+#[test]
 fn other_machines_need_a_token() {
     let mut bare = routecause();
     bare.args(["--listen", "127.0.0.1:0", "--admin", "0.0.0.0:0"]);

@@ -44,8 +44,9 @@ fn bind(path: &Path, mode: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// TCP connections of this network namespace (proc(5)).
-const CONNECTIONS: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
+/// TCP connections of this network namespace (proc(5)). Where `/proc` shows processes alone, as to a service of systemd's, they are
+/// found there still.
+const CONNECTIONS: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 
 /// A connection that stands, in those files. One whose owner has closed it belongs to nobody, and is told as root's.
 const ESTABLISHED: &str = "01";
