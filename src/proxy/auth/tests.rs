@@ -13,7 +13,7 @@ const RIGHT: &str = "abcdefghijklmnopqrstuvwxyzABCDEF";
 const WRONG_FIRST: &str = "_bcdefghijklmnopqrstuvwxyzABCDEF";
 const WRONG_LAST: &str = "abcdefghijklmnopqrstuvwxyzABCDE_";
 
-/// Beyond this, Welch's t says that two kinds of tries differ: by chance, once in 100,000 times.
+/// Beyond so many standard deviations two kinds of tries differ: by chance, once in 100,000 times.
 const TOLD_APART: f64 = 4.5;
 
 /// The hash of a password, by a check of so many passes over so many KiB.
@@ -44,18 +44,24 @@ fn gate(folder: &Path, users: &[(&str, Secret)]) -> Gate {
     Gate::new(loaded.server.users.unwrap())
 }
 
-/// Welch's t of two samples of durations, each without its slowest tenth: others on the machine only add to it.
-fn welch(samples: [Vec<f64>; 2]) -> f64 {
-    let [(mean, error), (other_mean, other_error)] = samples.map(|mut sample| {
-        sample.sort_by(f64::total_cmp);
-        sample.truncate(sample.len() * 9 / 10);
-        #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-        let count = sample.len() as f64;
-        let mean = sample.iter().sum::<f64>() / count;
-        let squares: f64 = sample.iter().map(|took| (took - mean).powi(2)).sum();
-        (mean, squares / (count - 1.0) / count)
-    });
-    (mean - other_mean) / (error + other_error).sqrt()
+/// By how many standard deviations the ranks of two equally many durations differ (Mann and Whitney's U). What else goes on
+/// makes some of them much longer, which changes no rank of the others.
+#[expect(clippy::cast_precision_loss, reason = "some thousands")]
+fn difference(samples: &[Vec<Duration>; 2]) -> f64 {
+    let mut all: Vec<_> = (0..2)
+        .flat_map(|kind| samples[kind].iter().map(move |took| (took, kind)))
+        .collect();
+    all.sort();
+    // Those that took alike share their ranks.
+    let (mut rank, mut sum) = (0, 0.0);
+    for alike in all.chunk_by(|one, other| one.0 == other.0) {
+        let first = alike.iter().filter(|(_, kind)| *kind == 0).count();
+        sum += first as f64 * (rank as f64 + (alike.len() + 1) as f64 / 2.0);
+        rank += alike.len();
+    }
+    let count = samples[0].len() as f64;
+    let expected = count * (2.0 * count + 1.0) / 2.0;
+    (sum - expected) / (expected * count / 6.0).sqrt()
 }
 
 /// Times two kinds of tries in turns, so that whatever else goes on strikes both, and says whether they differ.
@@ -76,9 +82,9 @@ async fn are_told_apart(
             } else {
                 second(n).await;
             }
-            samples[kind].push(begun.elapsed().as_secs_f64());
+            samples[kind].push(begun.elapsed());
         }
-        if welch(samples).abs() < TOLD_APART {
+        if difference(&samples).abs() < TOLD_APART {
             return false;
         }
     }
