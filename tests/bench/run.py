@@ -70,11 +70,15 @@ def origin(sock):
                 open_.pop(fd).close()
 
 
+BY_UPSTREAM = "version: 1\nupstreams: {up: {url: 'http://%s:%d'}}\nrules: []\ndefault: {via: up}\n"
+DIRECT = "version: 1\nrules: []\ndefault: {direct: true}\n"
+
+
 class Proxy:
-    def __init__(self, binary, folder, admin="off"):
+    def __init__(self, binary, folder, admin="off", rules=DIRECT):
         policy = os.path.join(folder, "policy.yaml")
         with open(policy, "w") as file:
-            file.write("version: 1\nrules: []\ndefault: {direct: true}\n")
+            file.write(rules)
         free = listener()
         self.address = free.getsockname()
         free.close()
@@ -100,6 +104,11 @@ class Proxy:
         tasks = "/proc/%d/task" % self.child.pid
         times = (open("%s/%s/schedstat" % (tasks, task)).read() for task in os.listdir(tasks))
         return sum(int(time_.split()[0]) for time_ in times) / 1e9
+
+    def end(self):
+        """In order: a build that notes what it does (deploy/trained) writes that at its end."""
+        self.child.send_signal(signal.SIGTERM)
+        self.child.wait()
 
     def memory(self):
         """Private and shared pages of its own, in KiB."""
@@ -145,13 +154,27 @@ def tunnel(proxy, target):
     return sock
 
 
-def tunnels(proxy, target, count, clients):
+def socks_tunnel(proxy, target):
+    """The same by SOCKS5."""
+    sock = proxy.connect()
+    sock.sendall(b"\x05\x01\x00")
+    sock.recv(2)
+    sock.sendall(b"\x05\x01\x00\x01" + socket.inet_aton(target[0]) + target[1].to_bytes(2, "big"))
+    return sock
+
+
+def granted(sock):
+    if sock.recv(10)[:2] != b"\x05\x00":
+        sys.exit("the proxy refused a tunnel by SOCKS5")
+
+
+def tunnels(proxy, target, count, clients, ask=tunnel, answered=head):
     """Tunnels that are opened, carry one byte each way and are closed; the CPU time for each, in microseconds."""
     begun, before = time.perf_counter(), proxy.cpu()
     for _ in range(count // clients):
-        socks = [tunnel(proxy, target) for _ in range(clients)]
+        socks = [ask(proxy, target) for _ in range(clients)]
         for sock in socks:
-            head(sock)
+            answered(sock)
             sock.sendall(b"e")
         for sock in socks:
             sock.recv(1)
@@ -204,11 +227,14 @@ def main():
     target, server = sock.getsockname(), os.fork()
     if server == 0:
         origin(sock)
-    with tempfile.TemporaryDirectory() as folder:
-        proxy = Proxy(os.path.abspath(args.binary), folder)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+        binary, chained = os.path.abspath(args.binary), None
+        proxy = Proxy(binary, folder)
         try:
             most = max(100, min(9000, hard // 2 - 800, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500))
             empty, told = idle(proxy, target, sorted({most // 9, most // 3, most}))
+            # Not before: what two share of their memory is told of each by half.
+            chained = Proxy(binary, other, rules=BY_UPSTREAM % proxy.address)
             rows = []
             # The first rounds warm up what is measured.
             gets(proxy, target, 2000, 64)
@@ -218,14 +244,16 @@ def main():
                 ("GET 1 KiB, 64 clients", "us/request", lambda: gets(proxy, target, args.requests, 64)),
                 ("GET 1 KiB, 512 clients", "us/request", lambda: gets(proxy, target, args.requests, 512)),
                 ("tunnel, 64 at a time", "us/tunnel", lambda: tunnels(proxy, target, args.requests // 4, 64)),
+                ("tunnel by SOCKS5, 64 at a time", "us/tunnel", lambda: tunnels(proxy, target, args.requests // 4, 64, socks_tunnel, granted)),
                 ("bulk in one tunnel", "s/GiB", lambda: download(proxy, target, 1)),
+                ("GET 1 KiB by an upstream, 64 clients", "us/request", lambda: gets(chained, target, args.requests // 2, 64)),
+                ("tunnel by an upstream, 64 at a time", "us/tunnel", lambda: tunnels(chained, target, args.requests // 8, 64)),
             ]:
                 results = [work() for _ in range(args.rounds)]
                 rows.append((name, unit, [cpu for cpu, _ in results], statistics.median(rate for _, rate in results)))
         finally:
-            # In order: a build that notes what it does (deploy/trained) writes that at its end.
-            proxy.child.send_signal(signal.SIGTERM)
-            proxy.child.wait()
+            for started in filter(None, [chained, proxy]):
+                started.end()
             os.kill(server, signal.SIGKILL)
     print("| work | CPU of the proxy, median [range] | unit | rate in this run |")
     print("| --- | --- | --- | --- |")
