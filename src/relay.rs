@@ -290,8 +290,8 @@ struct Relay<'a> {
     has_unanswered: bool,
     idle_before: Duration,
     client_spoke: Option<Instant>,
-    /// The first event, and the silence before it.
-    verdict: Option<(Reason, Duration)>,
+    /// The first event, and the silence before it. In a box: an idle tunnel has no room for what comes once.
+    verdict: Option<Box<(Reason, Duration)>>,
     client: Option<Close>,
     server: Option<Close>,
 }
@@ -340,7 +340,7 @@ impl Relay<'_> {
             is_over |= self.note_broken(broken, Side::Server, Side::Client);
         }
         let is_final = |(reason, _): &(Reason, Duration)| self.watch.is_final(reason);
-        is_over |= self.up.is_done() && self.verdict.as_ref().is_some_and(is_final);
+        is_over |= self.up.is_done() && self.verdict.as_deref().is_some_and(is_final);
         if is_over || self.up.is_done() && self.down.is_done() {
             return Poll::Ready(self.end());
         }
@@ -414,7 +414,7 @@ impl Relay<'_> {
     fn settle(&mut self, reason: Reason) {
         if self.verdict.is_none() {
             self.watch.event(&reason, Instant::now());
-            self.verdict = Some((reason, self.last_byte.elapsed()));
+            self.verdict = Some(Box::new((reason, self.last_byte.elapsed())));
         }
     }
 
@@ -445,12 +445,12 @@ impl Relay<'_> {
             if Instant::now() >= due {
                 // After a failure this only ends the bringing of what is left.
                 if !matches!(
-                    self.verdict,
+                    self.verdict.as_deref(),
                     Some((Reason::ServerReset(_) | Reason::ServerError(_), _))
                 ) {
                     let idle = self.last_byte.elapsed();
                     self.watch.event(&reason, Instant::now());
-                    self.verdict = Some((reason, idle));
+                    self.verdict = Some(Box::new((reason, idle)));
                 }
                 return Poll::Ready(self.end());
             }
@@ -463,7 +463,7 @@ impl Relay<'_> {
         let (reason, idle) = self
             .verdict
             .take()
-            .unwrap_or((Reason::BothFin, Duration::ZERO));
+            .map_or((Reason::BothFin, Duration::ZERO), |verdict| *verdict);
         End {
             reason,
             client: self.client.unwrap_or(Close::Local),

@@ -132,10 +132,7 @@ impl Acceptor {
         };
         let tracker = &self.proxy.tracker;
         match self.room.enter() {
-            Ok(place) => drop(tracker.spawn(async move {
-                guest.serve(accepted).await;
-                drop(place);
-            })),
+            Ok(place) => drop(tracker.spawn(guest.serve(accepted, place))),
             Err(failure) => drop(tracker.spawn(guest.refuse(accepted, failure))),
         }
     }

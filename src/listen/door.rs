@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use rustls::ServerConfig;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::Accepted;
-use super::room::Room;
+use super::room::{Place, Room};
 use super::{http, http2, proxy_header, tls};
 use crate::cause::Phase;
 use crate::client::Client;
@@ -60,38 +61,64 @@ struct Inside {
     wire: Wire,
     presence: Arc<Presence>,
     is_http2: bool,
+    /// Its place among those of its client.
+    place: Option<Place>,
+    proxy: Arc<Proxy>,
+    room: Arc<Room>,
+    closing: CancellationToken,
 }
 
 impl Guest {
-    /// Serves a connection to its end.
-    pub(super) async fn serve(self, accepted: Accepted) {
-        // In boxes: what comes first leaves nothing behind.
-        let Ok((socket, presence)) = Box::pin(self.receive(accepted)).await else {
-            return;
-        };
-        let _place = match self.room.enter_as(presence.client.ip()) {
+    /// Serves a connection to its end; it keeps its place until then.
+    pub(super) fn serve(
+        self,
+        accepted: Accepted,
+        place: OwnedSemaphorePermit,
+    ) -> impl Future<Output = ()> + Send {
+        // In a box that is made before: what comes first leaves nothing behind in a tunnel, which may stay for hours.
+        let entering = Box::pin(self.enter(accepted));
+        async move {
+            let Some(Inside {
+                wire,
+                presence,
+                is_http2,
+                place: of_client,
+                proxy,
+                room,
+                closing,
+            }) = entering.await
+            else {
+                return;
+            };
+            if is_http2 {
+                Box::pin(http2::serve(proxy, room, wire, presence, closing)).await;
+            } else {
+                http::serve(proxy, wire, presence, closing).await;
+            }
+            drop((of_client, place));
+        }
+    }
+
+    /// Leads a connection through the door. Where that fails, it has left its record.
+    async fn enter(self, accepted: Accepted) -> Option<Inside> {
+        let (socket, presence) = self.receive(accepted).await?;
+        let place = match self.room.enter_as(presence.client.ip()) {
             Ok(place) => place,
-            Err(failure) => return Box::pin(self.turn_away(socket, presence, failure)).await,
+            Err(failure) => {
+                self.turn_away(socket, presence, failure).await;
+                return None;
+            }
         };
-        let Some(inside) = Box::pin(self.shake(socket, presence)).await else {
-            return;
-        };
-        let Inside {
+        let (wire, presence, is_http2) = self.shake(socket, presence).await?;
+        Some(Inside {
             wire,
             presence,
             is_http2,
-        } = inside;
-        let Self {
-            proxy,
-            room,
-            closing,
-            ..
-        } = self;
-        if is_http2 {
-            Box::pin(http2::serve(proxy, room, wire, presence, closing)).await;
-        } else {
-            http::serve(proxy, wire, presence, closing).await;
-        }
+            place,
+            proxy: self.proxy,
+            room: self.room,
+            closing: self.closing,
+        })
     }
 
     /// Answers a connection that there is no room for, where it can be told.
@@ -144,13 +171,13 @@ impl Guest {
     }
 
     /// Finds out whom the connection is from. Where that fails, it has left its record.
-    async fn receive(&self, accepted: Accepted) -> Result<(Socket, Arc<Presence>), ()> {
+    async fn receive(&self, accepted: Accepted) -> Option<(Socket, Arc<Presence>)> {
         let uid = accepted.uid.map(|uid| format!("uid:{uid}").into());
         let Some(mut socket) = accepted.socket.clone() else {
             // It was reset before it could be looked at.
             let presence = self.presence(accepted.peer, &accepted, uid);
             Exchange::open(self.proxy.observer.clone(), presence).fail(&HeadError::Empty.into());
-            return Err(());
+            return None;
         };
         let from = canonical_ip(accepted.peer.ip());
         if !self
@@ -159,14 +186,14 @@ impl Guest {
             .iter()
             .any(|net| net.contains(&from))
         {
-            return Ok((socket, self.presence(accepted.peer, &accepted, uid)));
+            return Some((socket, self.presence(accepted.peer, &accepted, uid)));
         }
         let limit = self.proxy.snapshot.load().policy.timeouts.head;
         let read = tokio::select! {
             read = timeout(limit, proxy_header::read(&mut socket)) => read,
             () = self.cut.cancelled() => {
                 self.cut_off(self.presence(accepted.peer, &accepted, uid));
-                return Err(());
+                return None;
             }
         };
         let read = read.unwrap_or(Err(HeadError::TimedOut {
@@ -176,24 +203,26 @@ impl Guest {
         match read {
             Ok(source) => {
                 let peer = source.unwrap_or(accepted.peer);
-                Ok((socket, self.presence(peer, &accepted, uid)))
+                Some((socket, self.presence(peer, &accepted, uid)))
             }
             Err(error) => {
                 let presence = self.presence(accepted.peer, &accepted, uid);
                 http::turn_away(&self.proxy, &presence, Wire::Tcp(socket), error.into()).await;
-                Err(())
+                None
             }
         }
     }
 
     /// Shakes hands where the listener speaks TLS. Where that fails, it has left its record.
-    async fn shake(&self, socket: Socket, presence: Arc<Presence>) -> Option<Inside> {
+    ///
+    /// Gives the connection, whom it is from, and whether HTTP/2 was agreed on.
+    async fn shake(
+        &self,
+        socket: Socket,
+        presence: Arc<Presence>,
+    ) -> Option<(Wire, Arc<Presence>, bool)> {
         let Some(config) = &self.door.tls else {
-            return Some(Inside {
-                wire: Wire::Tcp(socket),
-                presence,
-                is_http2: false,
-            });
+            return Some((Wire::Tcp(socket), presence, false));
         };
         let limit = self.proxy.snapshot.load().policy.timeouts.head;
         let shaken = tokio::select! {
@@ -213,11 +242,7 @@ impl Guest {
                     None => presence,
                     Some(name) => Arc::new(presence.of(name)),
                 };
-                Some(Inside {
-                    wire: shaken.wire,
-                    presence,
-                    is_http2: shaken.is_http2,
-                })
+                Some((shaken.wire, presence, shaken.is_http2))
             }
             Err(error @ HeadError::PlainToTls(_)) => {
                 // Whoever speaks plain HTTP reads a plain answer.

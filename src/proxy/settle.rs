@@ -41,7 +41,7 @@ pub(super) struct Settled {
     /// The server's side.
     pub(super) wire: Wire,
     /// What the relay begins with.
-    pub(super) early: Early,
+    pub(super) early: Box<Early>,
     /// What was seen so far.
     pub(super) witness: Witness,
     /// Whether the far end of the wire is the target itself.
@@ -65,7 +65,7 @@ impl Settled {
         };
         Self {
             wire: conn.wire,
-            early,
+            early: Box::new(early),
             witness,
             is_end_to_end: conn.is_end_to_end,
             held: conn.held,
@@ -172,7 +172,7 @@ impl Provisional<'_> {
                 Tried::Kept(early, witness) => {
                     return Ok(Settled {
                         wire: conn.wire,
-                        early,
+                        early: Box::new(early),
                         witness,
                         is_end_to_end: conn.is_end_to_end,
                         held: conn.held,

@@ -13,11 +13,13 @@ use tokio_util::task::TaskTracker;
 use super::Proxy;
 use super::decide::Walked;
 use super::settle::{Settled, Unsettled, abort, first_flight, settle};
+use super::witness::Witness;
 use crate::cause::Phase;
 use crate::client::Claim;
 use crate::exchange::Exchange;
 use crate::exchange::live::Live;
 use crate::failure::Failure;
+use crate::net::places::Held;
 use crate::net::wire::Wire;
 use crate::policy;
 use crate::policy::chain::OnExhausted;
@@ -279,67 +281,107 @@ impl Standing {
     /// FIN stays FIN and RST stays RST.
     // An async block uses what it captures in place, where an async fn keeps its arguments a second time: this future is
     // the larger part of what an idle tunnel costs.
-    pub fn run(self, mut client: Wire) -> impl Future<Output = ()> + Send {
+    pub fn run(self, client: Wire) -> impl Future<Output = ()> + Send {
         let Self {
-            settled:
-                Settled {
-                    wire: mut server,
-                    early,
-                    mut witness,
-                    is_end_to_end,
-                    held,
-                },
+            settled,
             limits,
             exchange,
             live,
             roots,
             tracker,
         } = self;
+        let early = settled.early;
+        let mut carried = Carried {
+            client,
+            server: settled.wire,
+            witness: settled.witness,
+            is_end_to_end: settled.is_end_to_end,
+            held: settled.held,
+            exchange,
+            roots,
+            tracker,
+        };
         async move {
+            let Carried {
+                client,
+                server,
+                witness,
+                exchange,
+                ..
+            } = &mut carried;
             let enlisted = exchange.enlist(&live);
             let meter = exchange.meter();
             let end = tokio::select! {
-                end = relay(&mut client, &mut server, early, &limits, meter, &mut witness) => Some(end),
+                end = relay(client, server, *early, &limits, meter, witness) => Some(end),
                 () = enlisted.cut() => None,
             };
             drop(enlisted);
-            let Some(end) = end else {
-                abort(&mut client);
-                abort(&mut server);
-                drop((client, server, held));
-                let is_shutdown = exchange.presence().cut.is_cancelled();
-                return exchange.fail(&if is_shutdown {
-                    Failure::Shutdown {
-                        phase: Phase::Tunnel,
-                    }
-                } else {
-                    Failure::Killed
-                });
-            };
-            let at = Instant::now();
-            let is_served = end.server == Close::Local && !end.waiting.server_to_answer;
-            let end = if matches!(end.reason, Reason::ClientReset(_)) && is_served {
-                // In a box: it is seldom, and an idle tunnel has no room for it.
-                Box::pin(behind_reset(end, &mut server)).await
-            } else {
-                end
-            };
-            // Also where a FIN came first: what the other side still waits for will not come whole.
-            let is_cut = matches!(end.reason, Reason::Expired { .. });
-            if is_cut || matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
-                abort(&mut server);
-            }
-            if is_cut || matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
-                abort(&mut client);
-            }
-            let mut ending = Box::new(witness.ending(end, is_end_to_end));
-            // Nobody waits for a judgement, and whoever reads the record finds the place free.
-            drop((client, server, held));
-            if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
-                ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
-            }
-            exchange.end(ending, at);
+            // In a box: an idle tunnel has no room for what comes once.
+            Box::pin(carried.end(end)).await;
         }
+    }
+}
+
+/// A tunnel as it is carried, and its end.
+struct Carried {
+    client: Wire,
+    server: Wire,
+    witness: Witness,
+    is_end_to_end: bool,
+    held: Held,
+    exchange: Exchange,
+    roots: Arc<Roots>,
+    tracker: TaskTracker,
+}
+
+impl Carried {
+    /// Ends both connections as the relay ended, and leaves the record. Nothing where it was cut.
+    async fn end(self, end: Option<End>) {
+        let Self {
+            mut client,
+            mut server,
+            witness,
+            is_end_to_end,
+            held,
+            exchange,
+            roots,
+            tracker,
+        } = self;
+        let Some(end) = end else {
+            abort(&mut client);
+            abort(&mut server);
+            drop((client, server, held));
+            let is_shutdown = exchange.presence().cut.is_cancelled();
+            return exchange.fail(&if is_shutdown {
+                Failure::Shutdown {
+                    phase: Phase::Tunnel,
+                }
+            } else {
+                Failure::Killed
+            });
+        };
+        let at = Instant::now();
+        let is_served = end.server == Close::Local && !end.waiting.server_to_answer;
+        let end = if matches!(end.reason, Reason::ClientReset(_)) && is_served {
+            behind_reset(end, &mut server).await
+        } else {
+            end
+        };
+        // Also where a FIN came first: what the other side still waits for will not come whole.
+        let is_cut = matches!(end.reason, Reason::Expired { .. });
+        if is_cut || matches!(end.reason, Reason::ClientError(_)) || end.client.is_broken() {
+            abort(&mut server);
+        }
+        if is_cut || matches!(end.reason, Reason::ServerError(_)) || end.server.is_broken() {
+            abort(&mut client);
+        }
+        let mut ending = Box::new(witness.ending(end, is_end_to_end));
+        // Nobody waits for a judgement, and whoever reads the record finds the place free.
+        drop((client, server, held));
+        if !ending.tls.has_client_data && !ending.tls.chain.is_empty() {
+            ending.certificate = judge(&ending.tls, &exchange, roots, &tracker).await;
+        }
+        exchange.end(ending, at);
     }
 }
 
