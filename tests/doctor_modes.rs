@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use support::netns::Net;
 use support::origin::Origin;
 use support::web::{self, Ca, Web};
-use support::{Proxy, routecause, run, run_within, user};
+use support::{Proxy, routecause, run, run_within, user, wire};
 
 /// Longer than any silence here.
 const LONG: Duration = Duration::from_mins(1);
@@ -176,6 +176,51 @@ fn an_upstream_that_plain_requests_go_to_is_what_is_left_alone() {
     let sentence = told["verdict"]["sentence"].as_str().unwrap();
     assert!(sentence.starts_with("connections to corp "), "{told:#}");
     assert_eq!(told["silences"][0]["upstream"], "corp", "{told:#}");
+}
+
+#[test]
+fn what_one_upstream_of_a_group_is_told_is_not_told_another() {
+    let one = Origin::answering(
+        "HTTP/1.1 407 Who?\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    );
+    let two = Origin::serving(|mut stream| {
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).unwrap();
+        heard
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let auth = "auth: {username: {env: CORP_USER}, password: {env: CORP_PASSWORD}}";
+    fs::write(
+        folder.path().join("policy.yaml"),
+        format!(
+            "version: 1\nupstreams:\n  one: {{url: 'http://{}', {auth}}}\n  two: {{url: 'http://{}'}}\n\
+             groups: {{corp: {{members: [one, two], balance: round_robin}}}}\nrules: []\ndefault: {{via: corp}}\n",
+            one.address, two.address
+        ),
+    )
+    .unwrap();
+    let urls = ["http://a.test/f", "http://b.test/f"];
+    let told = look_behind(&folder, &["--compare", urls[0], urls[1]], "pa55w0rd");
+    assert_eq!(told["verdict"]["id"], "no_mirror_works", "{told:#}");
+    // Each look begins anew with the first.
+    for _ in urls {
+        assert!(one.heard().starts_with("GET http://"));
+        assert_eq!(two.heard(), "");
+    }
+}
+
+#[test]
+fn who_does_not_answer_at_once_is_not_called_tired_of_silence() {
+    let origin = Origin::serving(|stream| {
+        let head = wire::read_head(&stream);
+        std::thread::sleep(LONG);
+        head
+    });
+    let mut command = routecause();
+    let url = format!("http://{}/", origin.address);
+    command.args(["doctor", "--json", "--idle", "2s", &url]);
+    let told = said(&mut command, "routecause.doctor.idle/1");
+    assert_eq!(told["verdict"]["id"], "never_stood", "{told:#}");
 }
 
 #[test]

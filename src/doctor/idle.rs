@@ -78,7 +78,7 @@ pub fn judge(target: &str, silences: &[Silence]) -> Verdict {
         return Verdict::new(
             "never_stood",
             Certain,
-            format!("no connection to {target} came about: there was nothing to leave alone"),
+            format!("{far} answers nothing, even at once: there was nothing to leave alone"),
         )
         .because(messages.take(1))
         .mend(format!("see why first: routecause doctor {target}"));

@@ -30,7 +30,7 @@ use crate::net::connect::{self, Limits, Shape};
 use crate::net::here::is_here;
 use crate::net::resolve::Resolver;
 use crate::net::wire::Wire;
-use crate::policy::{Policy, RouteSpec};
+use crate::policy::{Policy, Route, RouteSpec};
 use crate::route::assemble::assemble;
 use crate::route::{self, Conn, Dial, Names, Purpose, health};
 use crate::target::{Host, Target};
@@ -188,7 +188,7 @@ pub async fn examine(
             | RouteSpec::Pac(_)
             | RouteSpec::Faulty { .. } => continue,
         };
-        ways.push(doctor.way(&route.name, dial, tries));
+        ways.push(doctor.way(route, dial, tries));
     }
     facts.ways = join_all(ways).await;
     let direct = facts.direct();
@@ -299,7 +299,10 @@ impl Doctor<'_> {
     }
 
     /// Everything about one way.
-    async fn way(&self, name: &Arc<str>, dial: &Arc<dyn Dial>, tries: usize) -> Way {
+    async fn way(&self, route: &Route, dial: &Arc<dyn Dial>, tries: usize) -> Way {
+        let name = &route.name;
+        let says_who_we_are =
+            matches!(&route.spec, RouteSpec::Upstream(upstream) if upstream.auth.is_some());
         let mut way = Way {
             route: name.to_string(),
             ..Way::default()
@@ -309,8 +312,7 @@ impl Doctor<'_> {
         } else {
             format!("via {name}")
         };
-        // All at once: each may be silent for as long as an upstream may be.
-        let asked = self.plan.controls.iter().map(async |control| {
+        let ask = async |control: &Target| {
             (self.progress)(&format!("{told}: control {}", control.host));
             let begun = Instant::now();
             let outcome = if self.plan.spoken == Spoken::Http {
@@ -320,8 +322,17 @@ impl Doctor<'_> {
                 shaken.map(drop).map_err(|failed| failed.0)
             };
             probe(control.host.to_string(), begun, outcome)
-        });
-        way.controls = join_all(asked).await;
+        };
+        // At once: each may be silent for as long as an upstream may be. Behind the first: a password that an upstream
+        // refuses is not sent again and again, since that could lock the account.
+        let (first, others) = match self.plan.controls.split_first() {
+            Some((first, others)) if says_who_we_are => (Some(first), others),
+            _ => (None, &*self.plan.controls),
+        };
+        if let Some(first) = first {
+            way.controls.push(ask(first).await);
+        }
+        way.controls.extend(join_all(others.iter().map(ask)).await);
         if let Some((target, path)) = &self.plan.portal {
             (self.progress)(&format!("{told}: is there a portal?"));
             let asked = self.ask(dial, target, Method::GET, path).await;

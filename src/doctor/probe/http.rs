@@ -78,7 +78,11 @@ impl Doctor<'_> {
             let is_kept = wanted.is_again;
             let io = match next.take() {
                 Some(io) => io,
-                None => self.open_plainly(dial, target).await?.0,
+                None => match self.open_plainly(dial, target).await? {
+                    (io, Form::Absolute { upstream: now, .. }) if now == upstream => io,
+                    // A group may lead elsewhere meanwhile, and what one is told is not for another.
+                    _ => return Err(failed(UpstreamError::Closed)),
+                },
             };
             match send(io, &wanted).await {
                 // It had said that it would take another request.

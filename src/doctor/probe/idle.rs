@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::http::Wanted;
-use super::{Doctor, HELLO, Io, PAUSE, Plan};
+use super::{Doctor, Io, PAUSE, Plan};
 use crate::doctor::facts::Spoken;
 use crate::doctor::idle::{End, Silence};
 use crate::failure::{Failure, chain};
@@ -31,6 +31,18 @@ impl Doctor<'_> {
             "{STEPS} connections to {target}, the last of them silent for {}s",
             longest.as_secs()
         ));
+        // Without a silence first: whoever does not answer then is not tired of it.
+        let at_once = self.leave_one_alone(dial, Duration::ZERO).await;
+        if at_once.end != End::Alive {
+            let message = at_once
+                .message
+                .or(Some("it did not answer at once".to_owned()));
+            return vec![Silence {
+                end: End::Failed,
+                message,
+                ..at_once
+            }];
+        }
         let tries = (1..=STEPS).map(|step| async move {
             sleep(PAUSE * (step - 1)).await;
             self.leave_one_alone(dial, longest * step / STEPS).await
@@ -104,7 +116,7 @@ async fn is_left(io: &mut dyn Io, long: Duration, wanted: &Wanted) -> (Duration,
         io.flush().await?;
         io.read(&mut byte).await
     };
-    let end = match timeout(HELLO * 2, talk).await {
+    let end = match timeout(wanted.limit, talk).await {
         Ok(Ok(1..)) => End::Alive,
         Ok(Ok(0)) => End::Closed,
         Ok(Err(_)) => End::Reset,
