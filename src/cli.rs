@@ -21,6 +21,7 @@ mod lab;
 mod learn;
 mod pages;
 mod parse;
+mod record;
 mod replay;
 mod run;
 mod schema;
@@ -95,13 +96,20 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     Serve(serve::args::ServeArgs),
-    /// Say what the policy decides for a URL and why, without connecting; or what a cause means.
+    /// Say what the policy decides for a URL and why, without connecting; what became of a request, by its record; or what a
+    /// cause means.
     #[command(after_help = "\
+Exit codes: 0 it is told, 1 there is no such record, or it cannot be read, 2 usage, 5 the proxy's admin listener cannot be
+reached, 78 the policy has mistakes
+
 Examples:
   routecause explain https://git.corp.example/
   routecause explain --client 172.17.0.2 registry.example:443
   routecause explain --no-proxy '.corp.example,10.0.0.0/8' http://10.1.2.3/
   routecause explain --as curl,go,requests https://git.corp.example/
+  routecause explain 01a1fa62-0136-755e-805d-de0e87a5c589
+  routecause explain 01a1fa62-0136-755e-805d-de0e87a5c589 --log records.jsonl
+  routecause explain --log - < records.jsonl
   routecause explain --cause tls.cert.unknown_issuer")]
     Explain(explain::ExplainArgs),
     /// Find every mistake in a policy and run its tests.
@@ -257,6 +265,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &env),
         Command::Explain(args) => match &args.cause {
             Some(cause) => cause::run(cause, args.json),
+            None if record::is_meant(&args) => record::run(&args, &env),
             None if !args.clients.is_empty() => clients::run(&args, &env),
             None => explain::run(&args, &env),
         },

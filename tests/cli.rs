@@ -123,7 +123,7 @@ fn wrong_use_is_2() {
         (&["--listen", "localhost"], "write an address and a port"),
         (&["--allow-from", "everyone"], "write a range of addresses"),
         (&["--drain-timeout", "soon"], "write a duration"),
-        (&["explain"], "<URL|HOST:PORT>"),
+        (&["explain"], "<URL|HOST:PORT|RECORD>"),
         (&["explain", "ftp://a.example/"], "\"ftp\""),
         (&["explain", "https://0x7f.1/"], "0x7f.1"),
     ];

@@ -5,7 +5,7 @@ mod docker;
 mod git;
 mod go;
 mod idle;
-mod page;
+pub(super) mod page;
 mod plan;
 mod program;
 pub(super) mod reach;

@@ -1,12 +1,13 @@
 //! `routecause explain`
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::{PolicyArg, exit, print};
+use super::{AdminArgs, PolicyArg, exit, print};
 use crate::app::explain::{Asked, Asker, Found, walk};
 use crate::config::env::Environment;
 use crate::config::{self, Listener, Loaded, Options};
@@ -28,9 +29,9 @@ pub(in crate::cli) struct ExplainArgs {
     /// Print JSON.
     #[arg(long)]
     pub(in crate::cli) json: bool,
-    /// The client that asks.
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub(in crate::cli) client: IpAddr,
+    /// The client that asks; 127.0.0.1 where none is named.
+    #[arg(long, value_name = "IP")]
+    pub(in crate::cli) client: Option<IpAddr>,
     /// The user name that it gives, with its label where the policy's `labels` says so.
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) user: Option<String>,
@@ -57,13 +58,37 @@ pub(in crate::cli) struct ExplainArgs {
     /// go, curl, wget, python, requests, httpx, aiohttp, ruby, node, java, rust.
     #[arg(long = "as", value_name = "CLIENT", value_delimiter = ',', conflicts_with_all = ["cause", "client", "sni", "alpn", "proto"])]
     pub(in crate::cli) clients: Vec<String>,
-    /// What is asked for: `http://…` as a plain request, `https://…` or `host:port` as a CONNECT.
-    #[arg(value_name = "URL|HOST:PORT", required_unless_present = "cause")]
+    /// What is asked for: `http://…` as a plain request, `https://…` or `host:port` as a CONNECT. Or the id of a record, as a
+    /// client got it: then what became of that request, as the running proxy remembers it.
+    #[arg(value_name = "URL|HOST:PORT|RECORD", required_unless_present_any = ["cause", "log"])]
     pub(in crate::cli) target: Option<String>,
     /// Say what a cause means, how it is told and what to do: an id such as `connect.timeout`, the beginning of some such
     /// as `tls`, or `all`.
     #[arg(long, value_name = "ID", conflicts_with_all = ["target", "client", "no_proxy"])]
     pub(in crate::cli) cause: Option<String>,
+    /// Look for the record in this log of records, - for standard input, and ask no proxy: by its id, or how that begins;
+    /// without one, the last failure.
+    #[arg(long, value_name = "FILE", conflicts_with = "cause")]
+    pub(in crate::cli) log: Option<PathBuf>,
+    #[command(flatten)]
+    pub(in crate::cli) admin: AdminArgs,
+}
+
+impl ExplainArgs {
+    /// Whether a flag says who asks, or how.
+    pub(in crate::cli) fn asks_as_somebody(&self) -> bool {
+        let has_text = [
+            &self.user,
+            &self.label,
+            &self.listener,
+            &self.sni,
+            &self.no_proxy,
+        ];
+        has_text.iter().any(|text| text.is_some())
+            || self.client.is_some()
+            || self.proto.is_some()
+            || !(self.alpn.is_empty() && self.clients.is_empty())
+    }
 }
 
 /// What is spoken in a tunnel.
@@ -106,7 +131,7 @@ pub(super) fn run(args: &ExplainArgs, env: &Environment) -> u8 {
         return exit::USAGE;
     };
     let asker = Asker {
-        address: args.client,
+        address: args.client.unwrap_or(Ipv4Addr::LOCALHOST.into()),
         user: args.user.as_deref(),
         label: args.label.as_deref(),
         listener,

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{exit, print};
 use crate::observe::text::bytes;
 use crate::record::Outcome;
-use crate::record::seen::Seen;
+use crate::record::seen::{NotSeen, Seen};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct LearnArgs {
@@ -57,23 +57,11 @@ fn names(files: &[PathBuf]) -> String {
 pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Seen>> {
     let mut all = Vec::new();
     for file in files {
-        let failed = |error| anyhow::Error::new(error).context(format!("read {}", file.display()));
-        let lines: Box<dyn BufRead> = if file == Path::new("-") {
-            Box::new(BufReader::new(io::stdin()))
-        } else {
-            Box::new(BufReader::new(File::open(file).map_err(failed)?))
-        };
         let mut strange = 0;
-        for line in lines.split(b'\n') {
-            let line = line.map_err(failed)?;
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            match Seen::read(&line) {
-                Ok(seen) => all.push(seen),
-                Err(_) => strange += 1,
-            }
-        }
+        each(file, |_, _, read| match read {
+            Ok(seen) => all.push(seen),
+            Err(_) => strange += 1,
+        })?;
         if strange > 0 {
             say!(
                 "warning: {}: {strange} lines are no records, and are left out",
@@ -82,6 +70,31 @@ pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Seen>> {
         }
     }
     Ok(all)
+}
+
+/// Hands on each line of a log that is not empty: its number, its JSON, and what that tells. `-` is standard input.
+pub(super) fn each(
+    file: &Path,
+    mut take: impl FnMut(usize, &[u8], Result<Seen, NotSeen>),
+) -> anyhow::Result<()> {
+    let failed = |error| anyhow::Error::new(error).context(format!("read {}", file.display()));
+    let lines: Box<dyn BufRead> = if file == Path::new("-") {
+        Box::new(BufReader::new(io::stdin()))
+    } else {
+        Box::new(BufReader::new(File::open(file).map_err(failed)?))
+    };
+    for (at, line) in lines.split(b'\n').enumerate() {
+        let line = line.map_err(failed)?;
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        // A CI or a container's log puts times and names before its lines.
+        let begin = line.iter().position(|byte| *byte == b'{').unwrap_or(0);
+        let json = line.get(begin..).unwrap_or(line);
+        take(at + 1, json, Seen::read(json));
+    }
+    Ok(())
 }
 
 /// What was seen of one target.

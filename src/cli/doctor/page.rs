@@ -1,4 +1,4 @@
-//! What the doctor's commands print: a word in the margin, and beside it what it is about.
+//! What the doctor and `explain RECORD` print: a word in the margin, and beside it what it is about.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -15,7 +15,7 @@ const MARGIN: usize = 10;
 
 /// How a line is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(in crate::cli) enum Tone {
     Plain,
     Bold,
     Dim,
@@ -37,7 +37,7 @@ impl Tone {
 
 /// A text that grows line by line and is never wider than the terminal.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(in crate::cli) struct Page {
     text: String,
     width: usize,
     is_coloured: bool,
@@ -45,7 +45,7 @@ pub(super) struct Page {
 
 impl Page {
     /// For standard output as it is.
-    pub(super) fn new(env: &Environment) -> Self {
+    pub(in crate::cli) fn new(env: &Environment) -> Self {
         let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
         Self {
             text: String::new(),
@@ -54,23 +54,32 @@ impl Page {
         }
     }
 
+    /// How wide a line may be beside the margin.
+    pub(in crate::cli) fn room(&self) -> usize {
+        self.width - MARGIN
+    }
+
     /// A part, wrapped; its head stands on the first line alone.
-    pub(super) fn put(&mut self, head: &str, tone: Tone, body: &str) {
-        let paint = |tone: Tone| if self.is_coloured { tone.code() } else { "" };
-        let end = if self.is_coloured { "\x1b[0m" } else { "" };
-        for (at, line) in wrapped(body, self.width - MARGIN).into_iter().enumerate() {
-            let head = if at == 0 { head } else { "" };
-            let _ = writeln!(
-                self.text,
-                "{}{head:<MARGIN$}{end}{}{line}{end}",
-                paint(Tone::Dim),
-                paint(tone)
-            );
+    pub(in crate::cli) fn put(&mut self, head: &str, tone: Tone, body: &str) {
+        for (at, line) in wrapped(body, self.room()).iter().enumerate() {
+            self.line(if at == 0 { head } else { "" }, tone, line);
         }
     }
 
+    /// A line as it stands.
+    pub(in crate::cli) fn line(&mut self, head: &str, tone: Tone, line: &str) {
+        let paint = |tone: Tone| if self.is_coloured { tone.code() } else { "" };
+        let end = if self.is_coloured { "\x1b[0m" } else { "" };
+        let _ = writeln!(
+            self.text,
+            "{}{head:<MARGIN$}{end}{}{line}{end}",
+            paint(Tone::Dim),
+            paint(tone)
+        );
+    }
+
     /// A verdict: what is the matter first, why, and what to do.
-    pub(super) fn verdict(&mut self, verdict: &Verdict) {
+    pub(in crate::cli) fn verdict(&mut self, verdict: &Verdict) {
         let tone = if verdict.is_fine() {
             Tone::Good
         } else {
@@ -91,7 +100,7 @@ impl Page {
     }
 
     /// Prints it, or JSON in its place.
-    pub(super) fn give(self, json: Option<&impl Serialize>) {
+    pub(in crate::cli) fn give(self, json: Option<&impl Serialize>) {
         match json.map(serde_json::to_string_pretty) {
             None => print(&self.text),
             Some(Ok(text)) => print(&(text + "\n")),
