@@ -13,7 +13,8 @@ pub(super) const WHY: &str = "`run` and `lab` have a proxy of their own";
 const USED: [&str; 2] = ["name", "limits"];
 
 /// What holds for listeners at these places. Each has the name of one that roles and rules ask for, so that these hold: of one
-/// that is on loopback too, or is not either, where there is such a one.
+/// that is on loopback too, where there is such a one. One that is not has the name of one that is not either, asked for or
+/// not: what only this machine's clients may do is nothing for others.
 pub(super) fn of(
     places: &[ListenAt],
     server: ServerSettings,
@@ -34,16 +35,19 @@ pub(super) fn of(
     }
     let asked = asked(raw);
     let written = server.listen.unwrap_or_else(|| vec![Listener::default()]);
-    let asked: Vec<_> = written
-        .iter()
-        .filter(|l| asked.contains(&*l.name))
-        .collect();
-    let is_local = |place: &ListenAt| place.socket().ip().is_loopback();
+    let is_asked = |l: &&Listener| asked.contains(&*l.name);
+    let ip = |place: &ListenAt| place.socket().ip();
     let stand_in = |(at, place): (usize, &ListenAt)| {
-        let alike = asked
+        let is_local = ip(place).is_loopback();
+        let mut alike = written
             .iter()
-            .find(|l| is_local(&l.address) == is_local(place));
-        let model = alike.or(asked.first());
+            .filter(|l| ip(&l.address).is_loopback() == is_local);
+        let alike = if is_local {
+            alike.find(is_asked)
+        } else {
+            alike.min_by_key(|l| (ip(&l.address) != ip(place), !is_asked(l)))
+        };
+        let model = alike.or_else(|| written.iter().find(is_asked));
         Listener {
             name: model.map_or_else(|| listener_name(at), |l| l.name.clone()),
             ..Listener::plain(at, place.clone())

@@ -159,6 +159,14 @@ fn a_commands_own_listeners_have_the_names_that_roles_and_rules_ask_for() {
     stand_in(&both, &[(near, "host"), (far, "build")], &[NOT_USED]);
     let lacks = "`run` and `lab` have a proxy of their own, and no listener is named `build`";
     stand_in(&both, &[(near, "host")], &[NOT_USED, lacks]);
+    // What only this machine's clients may do is nothing for containers, whatever is asked for.
+    let host = "rules: [{name: h, match: {client: {listener: host}}, direct: true}]";
+    stand_in(&with(host), &[(near, "host"), (far, "build")], &[NOT_USED]);
+    let lan = LISTEN.replace("[{", "[{name: lan, address: '192.0.2.1:1'}, {");
+    let lan = format!("{lan}{}", host.replace("host", "lan"));
+    let elsewhere = "198.51.100.1:0";
+    let expected = [(near, "lan"), (far, "build"), (elsewhere, "lan")];
+    stand_in(&lan, &expected, &[NOT_USED]);
     // Without one that is written there is one still.
     let asks = "rules: [{name: r, match: {client: {listener: proxy}}, block: true}]";
     stand_in(asks, &[(near, "proxy"), (far, "proxy")], &[]);
