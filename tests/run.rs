@@ -184,8 +184,9 @@ fn a_policy_of_a_proxy_that_stays_speaks_of_the_commands_own_listener() {
         return;
     }
     let scene = Scene::new(
-        "server:\n  listen: [{name: host, address: '127.0.0.1:3128'}, {name: build, address: '192.0.2.1:3128'}]\n  \
-         allow_from: 192.0.2.0/24\n  name: ours\nclients: {roles: {build: {listener: build}}}\nrules:\n  \
+        "server:\n  listen: [{name: host, address: '127.0.0.1:3128', tls: {cert: none.pem, key: none.pem}}, \
+         {name: build, address: '192.0.2.1:3128'}]\n  \
+         auth: {users: none}\n  allow_from: 192.0.2.0/24\n  name: ours\nclients: {roles: {build: {listener: build}}}\nrules:\n  \
          - {name: files, match: {host: files.test, client: {role: build}}, direct: true}\ndefault: {block: true}\n",
     );
     let mut command = scene.run(&[]);
@@ -196,7 +197,7 @@ fn a_policy_of_a_proxy_that_stays_speaks_of_the_commands_own_listener() {
         stdout.to_lowercase().contains("\nproxy-status: ours; "),
         "{stdout}"
     );
-    let told = "warning: `run` and `lab` have a proxy of their own: server.listen, server.allow_from are not used\n";
+    let told = "warning: `run` and `lab` have a proxy of their own: server.listen, server.auth, server.allow_from are not used\n";
     assert!(
         stderr.starts_with(&format!("{}: {told}", scene.path("policy.yaml"))),
         "{stderr}"

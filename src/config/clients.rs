@@ -99,7 +99,11 @@ impl Fields<'_> {
             if listeners.is_open && !listeners.knows_users {
                 let message =
                     "`user` counts for clients on this machine only: no password is checked";
-                let help = "name a file of users: `server: {auth: {users: FILE}}`";
+                let help = if listeners.stand_in {
+                    stand_in::WHY
+                } else {
+                    "name a file of users: `server: {auth: {users: FILE}}`"
+                };
                 findings.warn(users.place, message).with_help(help);
             }
             let users = users.iter().map(|user| user.as_str().into());

@@ -287,7 +287,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// Checks the section.
+/// Checks the section. Where listeners stand in, what is not used of it is not read, nor any file.
 pub(super) fn check(
     raw: Option<&At<raw::server::Server>>,
     options: &Options,
@@ -296,16 +296,27 @@ pub(super) fn check(
     let Some(raw) = raw else {
         return ServerSettings::default();
     };
-    let secrets = options.secrets;
+    let secrets = (!options.stands_in).then_some(options.secrets);
     let listen = raw
         .listen
         .as_ref()
         .map(|list| listeners(list, secrets, findings));
+    let name = raw.name.as_ref().map(|name| server_name(name, findings));
+    let limits = (raw.limits.as_ref()).map(|limits| self::limits(limits, findings));
+    let used = ServerSettings {
+        listen,
+        name,
+        limits: limits.unwrap_or_default(),
+        ..ServerSettings::default()
+    };
+    let Some(secrets) = secrets else {
+        return used;
+    };
     let users = (raw.auth.as_ref()).and_then(|auth| auth.users.as_ref());
     let users = users.map(|file| Arc::new(users::read(file, secrets, findings)));
     let is_open =
         |l: &&Listener| !l.address.socket().ip().is_loopback() && !l.knows_clients(users.is_some());
-    if let (Some(list), Some(listeners), None) = (&raw.listen, &listen, &raw.allow_from)
+    if let (Some(list), Some(listeners), None) = (&raw.listen, &used.listen, &raw.allow_from)
         && options.listen.is_empty()
         && let Some(open) = listeners.iter().find(is_open)
     {
@@ -316,28 +327,7 @@ pub(super) fn check(
         let help = "without `allow_from`, --allow-from or `auth` the proxy refuses to start";
         findings.warn(list.place, message).with_help(help);
     }
-    if let Some(name) = &raw.name
-        && !is_server_name(name)
-    {
-        let message = "the name stands in a header: letters, digits and -._ only, a letter first";
-        findings.error(name.place, message);
-    }
-    let limits = raw.limits.as_ref();
-    let mut limit = |count: Option<&At<Count>>| {
-        let count = count?;
-        if count.0 == 0 {
-            findings.error(count.place, "with a limit of none nothing can be served");
-        }
-        Some(usize::try_from(count.0).unwrap_or(usize::MAX))
-    };
-    let limits = Limits {
-        connections: limit(limits.and_then(|limits| limits.connections.as_ref())),
-        per_client: limit(limits.and_then(|limits| limits.per_client.as_ref())),
-        per_target: limit(limits.and_then(|limits| limits.per_target.as_ref())),
-        rate: limit(limits.and_then(|limits| limits.rate.as_ref())),
-    };
     ServerSettings {
-        listen,
         allow_from: raw
             .allow_from
             .as_ref()
@@ -357,10 +347,33 @@ pub(super) fn check(
             raw::server::LogFormat::Text => LogFormat::Text,
         }),
         log_file: (raw.log_file.as_ref()).map(|path| findings.folder(path.place).join(&path.value)),
-        name: raw.name.as_ref().map(|name| name.value.as_str().into()),
         drain_timeout: raw.drain_timeout.as_ref().map(|wait| wait.0),
         users,
-        limits,
+        ..used
+    }
+}
+
+fn server_name(name: &At<String>, findings: &mut Findings<'_>) -> Arc<str> {
+    if !is_server_name(name) {
+        let message = "the name stands in a header: letters, digits and -._ only, a letter first";
+        findings.error(name.place, message);
+    }
+    name.value.as_str().into()
+}
+
+fn limits(raw: &raw::server::Limits, findings: &mut Findings<'_>) -> Limits {
+    let mut limit = |count: &Option<At<Count>>| {
+        let count = count.as_ref()?;
+        if count.0 == 0 {
+            findings.error(count.place, "with a limit of none nothing can be served");
+        }
+        Some(usize::try_from(count.0).unwrap_or(usize::MAX))
+    };
+    Limits {
+        connections: limit(&raw.connections),
+        per_client: limit(&raw.per_client),
+        per_target: limit(&raw.per_target),
+        rate: limit(&raw.rate),
     }
 }
 
@@ -384,10 +397,9 @@ impl Listener {
 
 fn tls(
     raw: &raw::server::ListenerTls,
-    secrets: Secrets,
+    secrets: Option<Secrets>,
     findings: &mut Findings<'_>,
 ) -> Option<Tls> {
-    let secrets = Some(secrets);
     let client_ca = raw
         .client_ca
         .as_ref()
@@ -402,7 +414,7 @@ fn tls(
 
 fn listeners(
     list: &At<Vec<raw::server::Listener>>,
-    secrets: Secrets,
+    secrets: Option<Secrets>,
     findings: &mut Findings<'_>,
 ) -> Vec<Listener> {
     if list.is_empty() {

@@ -55,9 +55,7 @@ pub(super) fn of(
     };
     ServerSettings {
         listen: Some(places.iter().enumerate().map(stand_in).collect()),
-        name: server.name,
-        limits: server.limits,
-        ..ServerSettings::default()
+        ..server
     }
 }
 

@@ -192,3 +192,33 @@ fn what_a_commands_own_listeners_do_not_use_is_told_and_is_not_there() {
     };
     assert_eq!(loaded.server, used);
 }
+
+#[test]
+fn no_file_is_read_for_what_a_commands_own_listeners_do_not_use() {
+    let policy = "version: 1
+server:
+  listen: [{address: '127.0.0.1:1', tls: {cert: /nowhere/c.pem, key: /nowhere/k.pem, client_ca: /nowhere/ca.pem}}]
+  auth: {users: /nowhere/users}
+rules: [{name: r, match: {client: {user: alice}}, direct: true}]
+default: {block: true}
+";
+    assert_eq!(mistakes(policy).len(), 4);
+    let not_used = "p.yaml: warning: `run` and `lab` have a proxy of their own: server.listen, server.auth are not used\n";
+    let told = |place: &str| {
+        let options = Options::stand_in(now(), vec![ListenAt::parse(place).unwrap()]);
+        let loaded = load(&text(policy), &Environment::default(), &options).unwrap();
+        assert!(!loaded.policy.proves_users);
+        let told = loaded.warnings.iter().map(|d| d.render(false));
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(told("127.0.0.1:0"), [not_used]);
+    // Who is not on this machine may give any name.
+    let told = told("172.17.0.1:0");
+    assert_eq!((told.len(), &*told[0]), (2, not_used));
+    for part in [
+        "p.yaml:5:42: warning: `user` counts for clients on this machine only: no password is checked\n",
+        "help: `run` and `lab` have a proxy of their own\n",
+    ] {
+        assert!(told[1].contains(part), "{}", told[1]);
+    }
+}
