@@ -163,7 +163,7 @@ pub(super) fn policy(
         sniff: sniff(defaults_sniff).unwrap_or_default(),
         roles: context.clients.roles.clone(),
         labels: context.clients.labels,
-        proves_users: context.listeners.knows_users,
+        proves_users: context.listeners.proves_users,
         pins: dns::pins(raw.dns.as_deref(), findings),
         dns: compiler.servers.dns,
     };
