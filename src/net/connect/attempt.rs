@@ -71,7 +71,7 @@ impl Syn {
         let (stream, address) = sending.map_err(|source| Broken {
             seen: Evidence {
                 at_once: true,
-                has_route: asks_for_route(&source) && local_towards(address).is_some(),
+                has_route: asks_for_route(&source) && local_towards(address).is_ok(),
                 ..Evidence::default()
             },
             source,
@@ -89,7 +89,7 @@ impl Syn {
         if ip == self.address.ip() {
             Sender::Target
         } else if Some(ip) == self.local.map(|local| local.ip())
-            || local_towards(offender) == Some(ip)
+            || local_towards(offender).is_ok_and(|local| local == ip)
         {
             Sender::Own
         } else {
