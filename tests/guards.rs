@@ -172,14 +172,15 @@ fn two_proxies_that_send_requests_to_each_other_find_out_at_once() {
 }
 
 /// Of the client's machine, beside the one that everybody knows: of the same network, of another interface, of a range that is
-/// routed to it, and of IPv6.
-const OWN: [&str; 6] = [
+/// routed to it, of IPv6, and of IPv4 by way of a NAT64.
+const OWN: [&str; 7] = [
     "10.1.0.3",
     "10.7.0.1",
     "10.8.0.9",
     "[::ffff:10.1.0.3]",
     "[2001:db8:1::3]",
     "[2001:db8:8::9]",
+    "[64:ff9b::10.1.0.3]",
 ];
 
 const ADDRESSES: [&str; 5] = [
@@ -192,7 +193,7 @@ const ADDRESSES: [&str; 5] = [
 
 const WILDCARD: &str = "version: 1
 server: {listen: [{address: 'ANY:3128'}], allow_from: [10.1.0.0/24, '2001:db8:1::/64']}
-dns: {hosts: {own.test: [10.1.0.3], six.test: ['2001:db8:1::3'], up.test: [10.2.0.2]}}
+dns: {hosts: {own.test: [10.1.0.3], six.test: ['2001:db8:1::3'], nat64.test: ['64:ff9b::10.1.0.3'], up.test: [10.2.0.2]}}
 upstreams: {self: {url: 'http://10.1.0.3:3128'}}
 defaults: {timeouts: {connect: {total: 500ms, address: 300ms}}}
 rules: [{name: up, match: {host: up.test}, via: self}]
@@ -231,7 +232,10 @@ fn a_wildcard_listener_is_known_at_every_address_of_the_machine() {
                 ),
             ]
         };
-        for host in OWN.into_iter().chain(["own.test", "six.test"]) {
+        for host in OWN
+            .into_iter()
+            .chain(["own.test", "six.test", "nat64.test"])
+        {
             for port in [3128, 3129] {
                 for request in requests(&format!("{host}:{port}")) {
                     let (answer, record) = ask(request);

@@ -12,6 +12,7 @@ use crate::net::resolve::ResolveError;
 use crate::policy::dns::AskId;
 use crate::policy::explain::{Explanation, explain};
 use crate::policy::flight::Flight;
+use crate::policy::guard::reached;
 use crate::policy::{Lookup, Needs, Policy, Query, Scheme, Walk};
 use crate::target::{Target, TargetError};
 
@@ -165,7 +166,9 @@ pub fn walk<E>(
         };
         match explain(policy, &query) {
             Ok(explanation) => return Ok(explanation),
-            Err(Needs::Machine) => asked_of.is_here = asked.target.host.ip().map(is_here),
+            Err(Needs::Machine) => {
+                asked_of.is_here = asked.target.host.ip().map(|ip| reached(ip).any(is_here));
+            }
             Err(Needs::FirstFlight) => seen = Some(flight),
             Err(Needs::Addresses) => {
                 let mut walk = Walk::default();

@@ -179,10 +179,10 @@ impl Guards {
         is_here: fn(IpAddr) -> bool,
     ) -> Result<Admitted, Guard> {
         let ip = canonical_ip(address.ip());
-        if self.is_own(ip, address.port(), client, is_here) {
+        if reached(ip).any(|ip| self.is_own(ip, address.port(), client, is_here)) {
             return Err(Guard::Own);
         }
-        if is_special(ip) {
+        if reached(ip).any(is_special) {
             return Err(Guard::Special);
         }
         Ok(Admitted {
@@ -230,15 +230,12 @@ impl Guards {
         ip: IpAddr,
         port: u16,
         client: &Client,
-        is_here: impl FnOnce(IpAddr) -> bool,
+        is_here: impl Fn(IpAddr) -> bool,
     ) -> Option<Guard> {
-        if self.is_own(ip, port, client, is_here) {
+        if reached(ip).any(|ip| self.is_own(ip, port, client, &is_here)) {
             return Some(Guard::Own);
         }
-        // An IPv6 address that carries an IPv4 one reaches that one: it is judged as both.
-        let carried = embedded_ipv4(ip).map(IpAddr::V4);
-        let judged = || [Some(ip), carried].into_iter().flatten();
-        if judged().any(is_special) {
+        if reached(ip).any(is_special) {
             return Some(Guard::Special);
         }
         let excepted = |e: &Exception| {
@@ -247,7 +244,7 @@ impl Guards {
         if self.except.iter().any(excepted) {
             return None;
         }
-        judged().find_map(|ip| self.classify(ip, client))
+        reached(ip).find_map(|ip| self.classify(ip, client))
     }
 
     fn classify(&self, ip: IpAddr, client: &Client) -> Option<Guard> {
@@ -272,7 +269,7 @@ impl Guards {
         ip: IpAddr,
         port: u16,
         client: &Client,
-        is_here: impl FnOnce(IpAddr) -> bool,
+        is_here: impl Fn(IpAddr) -> bool,
     ) -> bool {
         let mut own = self.own.iter().filter(|own| own.port() == port);
         own.any(|own| leads_to(ip, own.ip()))
@@ -332,6 +329,12 @@ fn is_private(ip: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => v6.is_unique_local(),
     }
+}
+
+/// The addresses that a connection to one may reach: itself, and an IPv4 one that it carries. It is judged as both.
+pub fn reached(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let carried = embedded_ipv4(ip).map(IpAddr::V4);
+    [Some(ip), carried].into_iter().flatten()
 }
 
 /// The IPv4 address inside a NAT64, 6to4, Teredo, IPv4-compatible or ISATAP address.

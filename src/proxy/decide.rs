@@ -13,6 +13,7 @@ use crate::failure::{Denied, DeniedBy, Failure};
 use crate::net::here::is_here;
 use crate::net::resolve::ResolveError;
 use crate::policy::flight::{Flight, Sniff};
+use crate::policy::guard::reached;
 use crate::policy::{
     self, By, Decision, Denial, Lookup, Needs, Policy, Preflight, Query, RouteId, Scheme, Step,
     Walk,
@@ -108,7 +109,9 @@ pub(super) async fn decide(
         };
         match policy.step(&mut walk, &query) {
             Step::Decided(decision) => break decision,
-            Step::Needs(Needs::Machine) => asked.is_here = ask.target.host.ip().map(is_here),
+            Step::Needs(Needs::Machine) => {
+                asked.is_here = ask.target.host.ip().map(|ip| reached(ip).any(is_here));
+            }
             Step::Needs(Needs::Addresses) => {
                 let host = &ask.target.host;
                 let names = snapshot.names.of_target(host, policy.asks(&walk));
