@@ -584,7 +584,7 @@ fn without_a_token_only_who_runs_it_and_root_may_change_it() {
 
 #[test]
 fn whose_a_connection_is_is_known_where_proc_shows_processes_alone() {
-    if !needs::has("netns") {
+    if !needs::has("proc-subset") {
         return;
     }
     // As a unit's `ProcSubset=pid` has it.

@@ -11,6 +11,20 @@ pub fn has(need: &str) -> bool {
         "docker" => succeeds("docker", &["info"]),
         // Root of a container may not make one.
         "netns" => is_installed("ip") && succeeds("unshare", &["--net", "--mount", "true"]),
+        // Since Linux 5.8, and not where parts of /proc are covered.
+        "proc-subset" => {
+            let mount = [
+                "--mount",
+                "mount",
+                "-t",
+                "proc",
+                "-o",
+                "subset=pid",
+                "proc",
+                "/proc",
+            ];
+            succeeds("unshare", &mount)
+        }
         // What reads charts and manifests: see .ci/run.
         "judges" => super::docker::target().join("judges/bin/python").exists(),
         // A test makes one of its own, which a machine that is in one already cannot.
