@@ -1,5 +1,6 @@
 //! The admin listener: bound before the proxy serves, served by a thread of its own.
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net as unix;
@@ -16,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,6 +39,9 @@ const HEAD: Duration = Duration::from_secs(10);
 
 /// After an error of `accept` that concerns more than one connection.
 const REST: Duration = Duration::from_millis(100);
+
+/// How long a connection may take for which the spare descriptor was given up: others wait for it.
+const TURN: Duration = Duration::from_secs(1);
 
 /// Why there is no admin listener.
 #[derive(Debug, thiserror::Error)]
@@ -210,11 +214,23 @@ impl Listening {
 async fn accept(listener: Listening, router: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = TaskTracker::new();
+    let mut spare = None;
     loop {
+        // Where none is left, whoever asks whether we live is still to hear it.
+        spare = spare.or_else(|| File::open("/dev/null").ok());
         let Ok(place) = room.clone().acquire_owned().await else {
             return;
         };
-        let (stream, ends) = match listener.accept().await {
+        let mut accepted = listener.accept().await;
+        let is_last = accepted.as_ref().is_err_and(is_full) && spare.take().is_some();
+        if is_last {
+            // The kernel looks for a descriptor before it looks for a connection: there may be none.
+            match timeout(Duration::ZERO, listener.accept()).await {
+                Ok(again) => accepted = again,
+                Err(_) => continue,
+            }
+        }
+        let (stream, ends) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "accept an admin connection");
@@ -222,22 +238,35 @@ async fn accept(listener: Listening, router: Router) {
                 continue;
             }
         };
-        let router = router.clone();
-        let router = match ends {
-            Some(ends) => router.layer(Extension(ends)),
-            None => router,
-        };
-        let service = TowerToHyperService::new(router);
+        let served = serve(stream, ends, router.clone(), !is_last);
+        if is_last {
+            let _ = timeout(TURN, served).await;
+            continue;
+        }
         tasks.spawn(async move {
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                tracing::debug!(%error, "an admin connection ended");
-            }
+            served.await;
             drop(place);
         });
+    }
+}
+
+/// Whether no descriptor is left, of the process or of the machine.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+async fn serve(stream: Box<dyn Io>, ends: Option<Ends>, router: Router, keep_alive: bool) {
+    let router = match ends {
+        Some(ends) => router.layer(Extension(ends)),
+        None => router,
+    };
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .keep_alive(keep_alive)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection ended");
     }
 }

@@ -424,7 +424,14 @@ pub fn open_files() -> Option<u64> {
     let folder = "/proc/self/fd";
     // Linux 6.2 and later says it at once.
     match std::fs::metadata(folder).ok()?.len() {
-        0 => u64::try_from(std::fs::read_dir(folder).ok()?.count()).ok(),
+        0 => match std::fs::read_dir(folder) {
+            Ok(files) => u64::try_from(files.count()).ok(),
+            // Not even this one can be opened.
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                Some(getrlimit(Resource::RLIMIT_NOFILE).ok()?.0)
+            }
+            Err(_) => None,
+        },
         count => Some(count),
     }
 }
