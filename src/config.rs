@@ -247,7 +247,6 @@ fn assemble(
         return None;
     }
     let mut server = server::check(raw.server.as_ref(), options, findings);
-    let auth = raw.server.as_ref().and_then(|server| server.auth.as_ref());
     let own: Vec<SocketAddr> = match (&*options.listen, &server.listen) {
         ([], Some(listeners)) => listeners.iter().map(|l| l.address.socket()).collect(),
         ([], None) => vec![DEFAULT_LISTEN],
@@ -260,7 +259,6 @@ fn assemble(
         stand_in: options.stands_in,
         is_open: own.iter().any(|address| !address.ip().is_loopback()),
         knows_users: server.users.is_some(),
-        proves_users: auth.is_some_and(|auth| auth.users.is_some()),
     };
     if listeners.written.is_empty() {
         listeners.written.push(listener_name(0));

@@ -144,6 +144,7 @@ pub(super) fn policy(
         places.push(place);
     }
     let default = compiler.default(raw.default.as_ref(), findings);
+    let auth = raw.server.as_ref().and_then(|server| server.auth.as_ref());
     compiler.routes.profiles.tell_unused(findings);
     let policy = Policy {
         hash: Arc::clone(context.hash),
@@ -163,7 +164,8 @@ pub(super) fn policy(
         sniff: sniff(defaults_sniff).unwrap_or_default(),
         roles: context.clients.roles.clone(),
         labels: context.clients.labels,
-        proves_users: context.listeners.proves_users,
+        // As written, whoever serves it: its tests are of the proxy that it is written for.
+        proves_users: auth.is_some_and(|auth| auth.users.is_some()),
         pins: dns::pins(raw.dns.as_deref(), findings),
         dns: compiler.servers.dns,
     };

@@ -80,8 +80,6 @@ pub(super) struct Listeners {
     pub(super) is_open: bool,
     /// Whether clients must say who they are, and prove it.
     pub(super) knows_users: bool,
-    /// Whether they must where the policy is served as it is written: its tests tell of that.
-    pub(super) proves_users: bool,
 }
 
 impl Fields<'_> {
