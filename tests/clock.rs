@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -21,6 +22,20 @@ const DAY: SignedDuration = SignedDuration::from_hours(24);
 struct Clock {
     library: PathBuf,
     folder: tempfile::TempDir,
+    /// Those that live by it.
+    proxies: RefCell<Vec<i32>>,
+}
+
+/// What libfaketime shares with children stays behind where its process is killed.
+impl Drop for Clock {
+    fn drop(&mut self) {
+        for pid in self.proxies.borrow().iter() {
+            for name in ["faketime_shm", "sem.faketime_sem"] {
+                // It may have ended in order.
+                let _ = fs::remove_file(format!("/dev/shm/{name}_{pid}"));
+            }
+        }
+    }
 }
 
 impl Clock {
@@ -38,7 +53,11 @@ impl Clock {
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        let clock = Self { library, folder };
+        let clock = Self {
+            library,
+            folder,
+            proxies: RefCell::default(),
+        };
         clock.set(SignedDuration::ZERO);
         Some(clock)
     }
@@ -56,13 +75,15 @@ impl Clock {
 
     /// Starts a proxy that lives by it.
     fn start(&self, proxy: Starting) -> Proxy {
-        proxy
+        let proxy = proxy
             .env("LD_PRELOAD", self.library.to_str().unwrap())
             .env("FAKETIME_TIMESTAMP_FILE", self.file().to_str().unwrap())
             .env("FAKETIME_NO_CACHE", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .env("NO_FAKE_STAT", "1")
-            .start()
+            .start();
+        self.proxies.borrow_mut().push(proxy.pid());
+        proxy
     }
 }
 
