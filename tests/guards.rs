@@ -269,6 +269,7 @@ fn a_wildcard_listener_is_known_at_every_address_of_the_machine() {
             let (_, told, _) = run(explain.arg(&proxy.policy).arg(format!("{host}:3128")));
             let told: Value = serde_json::from_str(&told).unwrap();
             assert_eq!(told["decision"]["rule"], "guards.own", "{host}: {told:#}");
+            assert_eq!(told["decision"]["status"], 508, "{host}: {told:#}");
             let at = SocketAddr::new(netns::CLIENT.into(), 3129);
             let path = format!("/v1/explain?target={host}:3129");
             let token = "authorization: Bearer open-sesame\r\n";

@@ -417,7 +417,8 @@ fn listeners(
     secrets: Option<Secrets>,
     findings: &mut Findings<'_>,
 ) -> Vec<Listener> {
-    if list.is_empty() {
+    // What is no listener is left out of it, and told of.
+    if list.is_empty() && !findings.has_errors() {
         findings.error(
             list.place,
             "the list is empty; leave the key out or name a listener",

@@ -338,6 +338,10 @@ impl Outcome {
                     }
                     Denial::Guard(guard) => {
                         guard.name().clone_into(&mut this.rule);
+                        if *guard == Guard::Own {
+                            // A loop, which no policy forbids.
+                            this.status = Some(508);
+                        }
                         let ports = policy.guards.connect_ports.as_ref();
                         this.reason =
                             ports

@@ -38,6 +38,13 @@ default: {direct: true}
 }
 
 #[test]
+fn a_listener_that_is_none_is_told_of_once() {
+    let policy = "version: 1\nserver: {listen: ['127.0.0.1:1']}\ndefault: {direct: true}\n";
+    let expected = "2:19 a listener is a mapping, not a text";
+    assert_eq!(mistakes(policy), [expected]);
+}
+
+#[test]
 fn what_a_build_has_not_is_told_when_the_policy_is_loaded() {
     for (key, feature, is_built_in) in [
         ("history: history.db", "history", cfg!(feature = "history")),
