@@ -86,6 +86,24 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// One of which no more is known, by a policy's own limits.
+    pub fn new(policy: &Policy, client: Client, target: Target, purpose: Purpose) -> Self {
+        Self {
+            client,
+            target,
+            purpose,
+            addresses: None,
+            timeouts: policy.timeouts.clone(),
+            deadline: None,
+            passes_over: false,
+            commit: policy.commit,
+            retry: policy.retry,
+            via: String::new(),
+            dns: None,
+            certificate: None,
+        }
+    }
+
     /// The part of a wait that is left.
     pub fn within(&self, wait: Duration) -> Duration {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());

@@ -58,22 +58,13 @@ fn plan(probe: &Probe, proxy: &Proxy, policy: &crate::policy::Policy) -> Plan {
         ),
     };
     let via = proxy.identity.via.entry(Version::HTTP_11);
+    let client = Client {
+        peer: here,
+        local: here,
+        listener: "probe".into(),
+    };
     Plan {
-        client: Client {
-            peer: here,
-            local: here,
-            listener: "probe".into(),
-        },
-        target,
-        purpose,
-        addresses: None,
-        timeouts: policy.timeouts.clone(),
-        deadline: None,
-        passes_over: false,
-        commit: policy.commit,
-        retry: policy.retry,
         via: String::from_utf8_lossy(via.as_bytes()).into_owned(),
-        dns: None,
-        certificate: None,
+        ..Plan::new(policy, client, target, purpose)
     }
 }

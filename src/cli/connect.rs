@@ -242,24 +242,12 @@ async fn open_by(url: &str, target: &Target) -> Result<Tunnel, Refusal> {
     let way = ways.find(|(route, _)| matches!(route.spec, RouteSpec::Upstream(_)));
     let (_, way) = way.ok_or_else(|| unusable("it is no proxy".to_owned()))?;
     let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-    let plan = Plan {
-        client: Client {
-            peer: here,
-            local: here,
-            listener: "connect".into(),
-        },
-        target: target.clone(),
-        purpose: Purpose::Tunnel,
-        addresses: None,
-        timeouts: policy.timeouts.clone(),
-        deadline: None,
-        passes_over: false,
-        commit: policy.commit,
-        retry: policy.retry,
-        via: String::new(),
-        dns: None,
-        certificate: None,
+    let client = Client {
+        peer: here,
+        local: here,
+        listener: "connect".into(),
     };
+    let plan = Plan::new(&policy, client, target.clone(), Purpose::Tunnel);
     let Conn { wire, early, .. } = way.dial(&plan, &Trail::default()).await?;
     Ok(Tunnel {
         stream: Box::new(wire),

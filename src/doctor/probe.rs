@@ -398,18 +398,8 @@ impl Doctor<'_> {
         purpose: Purpose,
     ) -> Result<Conn, Failure> {
         let plan = route::Plan {
-            client: self.client.clone(),
-            target: target.clone(),
-            purpose,
-            addresses: None,
             timeouts: self.timeouts.clone(),
-            deadline: None,
-            passes_over: false,
-            commit: self.policy.commit,
-            retry: self.policy.retry,
-            via: String::new(),
-            dns: None,
-            certificate: None,
+            ..route::Plan::new(self.policy, self.client.clone(), target.clone(), purpose)
         };
         dial.dial(&plan, &Trail::default()).await
     }
