@@ -16,7 +16,7 @@ pub mod world;
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use crate::exchange::Trail;
 use crate::failure::{Failure, classify, classify_try};
 use crate::net::connect::{self, Outcome, Try};
 use crate::net::places::Held;
-use crate::net::resolve::{ResolveError, Resolver, is_teredo};
+use crate::net::resolve::{ResolveError, Resolved, Resolver, is_teredo};
 use crate::net::socket::Socket;
 use crate::net::upstream::auth::Authenticator;
 use crate::net::wire::Wire;
@@ -232,6 +232,23 @@ impl Names {
     }
 }
 
+/// The addresses of one host.
+#[derive(Clone, Debug)]
+struct Found {
+    addresses: Vec<IpAddr>,
+    /// Whether a name server gave them to an earlier lookup: they may have changed since.
+    is_remembered: bool,
+}
+
+impl From<Vec<IpAddr>> for Found {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        Self {
+            addresses,
+            is_remembered: false,
+        }
+    }
+}
+
 impl Inquiry<'_> {
     /// Finds a host's addresses.
     pub async fn lookup(
@@ -240,13 +257,24 @@ impl Inquiry<'_> {
         limit: Duration,
         trail: &Trail,
     ) -> Result<Vec<IpAddr>, ResolveError> {
+        let found = self.find(host, limit, trail).await?;
+        Ok(found.addresses)
+    }
+
+    /// The same, and whether they are remembered.
+    async fn find(
+        &self,
+        host: &Host,
+        limit: Duration,
+        trail: &Trail,
+    ) -> Result<Found, ResolveError> {
         let name = match host {
-            Host::Ip(ip) => return Ok(vec![*ip]),
+            Host::Ip(ip) => return Ok(vec![*ip].into()),
             Host::Name(name) => name,
         };
         if let Some(pinned) = self.names.policy.pinned(name) {
             trail.pinned(pinned);
-            return Ok(pinned.to_vec());
+            return Ok(pinned.to_vec().into());
         }
         trail.enter(Phase::Dns);
         let started = Instant::now();
@@ -255,7 +283,29 @@ impl Inquiry<'_> {
             Ok(found) => trail.resolved(name, started.elapsed(), found),
             Err(error) => trail.unresolved(name, started.elapsed(), error),
         }
-        Ok(found?.addresses)
+        let found = found?;
+        Ok(Found {
+            is_remembered: found.facts.is_cached,
+            addresses: found.addresses,
+        })
+    }
+
+    /// Looks up a target's name anew, for addresses beside these that may be dialled; with how long that took.
+    async fn find_others(
+        &self,
+        target: &Target,
+        known: &[IpAddr],
+        judge: Judge<'_>,
+        limit: Duration,
+    ) -> Option<(Resolved, Vec<Admitted>, Duration)> {
+        let name = target.host.name()?;
+        let started = Instant::now();
+        let anew = self.names.resolver.resolve_anew(name, self.ask, limit);
+        let found = anew.await.ok()?;
+        let others = found.addresses.iter().filter(|ip| !known.contains(ip));
+        let judged = others.map(|ip| judge(SocketAddr::new(*ip, target.port)));
+        let admitted: Vec<Admitted> = judged.flatten().collect();
+        (!admitted.is_empty()).then(|| (found, admitted, started.elapsed()))
     }
 
     /// Names a failure to use a target's addresses after what is wrong with the addresses themselves, where that is known.
@@ -289,9 +339,11 @@ type Judge<'a> = &'a (dyn Fn(SocketAddr) -> Result<Admitted, Guard> + Sync);
 
 /// Judges addresses and connects to the first that answers. `name` makes a cause of what each try showed: of the
 /// target, or of the upstream.
+///
+/// Addresses that are remembered and of no use are asked for anew, once: whoever has the name may have moved.
 async fn connect(
     target: &Target,
-    addresses: Vec<IpAddr>,
+    found: Found,
     names: Inquiry<'_>,
     judge: Judge<'_>,
     name: fn(Kind) -> Cause,
@@ -300,6 +352,10 @@ async fn connect(
 ) -> Result<Socket, Failure> {
     trail.enter(Phase::Connect);
     let started = Instant::now();
+    let Found {
+        addresses,
+        is_remembered,
+    } = found;
     let admitted = admit(target, &addresses, names, judge, trail)
         .inspect_err(|failure| trail.failed(name(classify(failure).kind), started.elapsed()))?;
     let limits = connect::Limits {
@@ -315,11 +371,35 @@ async fn connect(
             trail.tried(&attempt, classify_try(&attempt.outcome).map(name));
         }
     };
-    let connecting = connect::connect(&admitted, target.zone.as_deref(), &limits, &note);
-    let socket = connecting
-        .await
-        .map_err(|error| names.doubted(target, &addresses, error.into()))?;
-    trail.connected(&socket, started.elapsed());
+    let fresh = OnceLock::new();
+    let more = || -> BoxFuture<'_, Vec<Admitted>> {
+        Box::pin(async {
+            let limit = plan.timeouts.dns.min(limits.per_address);
+            let found = names.find_others(target, &addresses, judge, limit).await;
+            let Some((resolved, admitted, took)) = found else {
+                return Vec::new();
+            };
+            trail.renewed(took, &resolved);
+            tell_would(&admitted, trail);
+            let dialled: Vec<_> = admitted.iter().map(|a| a.address()).collect();
+            let _ = fresh.set((resolved.addresses, dialled, took));
+            admitted
+        })
+    };
+    let more: Option<connect::More<'_>> = is_remembered.then_some(&more);
+    let connecting = connect::connect(&admitted, target.zone.as_deref(), &limits, &note, more);
+    let socket = connecting.await.map_err(|error| {
+        let addresses = fresh.get().map_or(&addresses, |(fresh, ..)| fresh);
+        names.doubted(target, addresses, error.into())
+    })?;
+    let mut took = started.elapsed();
+    if let Some((_, dialled, looked_up)) = fresh.get() {
+        took = took.saturating_sub(*looked_up);
+        if dialled.contains(&socket.peer()) {
+            trail.note("dns.stale_cache");
+        }
+    }
+    trail.connected(&socket, took);
     Ok(socket)
 }
 
@@ -354,10 +434,15 @@ fn admit(
         }
         return Err(failure);
     }
+    tell_would(&admitted, trail);
+    Ok(admitted)
+}
+
+/// Notes the guard in report mode that would have refused one of these.
+fn tell_would(admitted: &[Admitted], trail: &Trail) {
     if let Some(guard) = admitted.iter().find_map(|admitted| admitted.would()) {
         trail.would(guard.name());
     }
-    Ok(admitted)
 }
 
 /// Of the guards that refuse all addresses of a target the one that is told: the plainest offence last.

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -50,6 +51,19 @@ fn policy(dns: &str, rules: &str) -> String {
     format!(
         "version: 1\ndefaults: {{timeouts: {{dns: 3s}}}}\ndns: {dns}\nrules: [{rules}]\ndefault: {{direct: true}}\n"
     )
+}
+
+/// A name server whose answer for every name is the address that is set last.
+fn moving(first: &str) -> (NameServer, Arc<Mutex<String>>) {
+    let place = Arc::new(Mutex::new(first.to_owned()));
+    let now = place.clone();
+    let server = NameServer::answering(move |query| Some(query.address(&now.lock().unwrap())));
+    (server, place)
+}
+
+/// Waits until an answer that came before is not of just now any more.
+fn outlast_just_now() {
+    std::thread::sleep(Duration::from_millis(1100));
 }
 
 fn asked(server: &NameServer, name: &str) -> usize {
@@ -125,6 +139,112 @@ fn an_answer_that_is_truncated_is_asked_for_by_tcp() {
         "egress.dns.server": (server.address),
         "egress.dns.transport": "tcp",
     );
+}
+
+#[test]
+fn a_remembered_address_that_is_of_no_use_is_asked_for_anew() {
+    let (server, place) = moving("127.0.0.2");
+    let origin = origin();
+    let dns = format!(
+        "{{default: s, servers: {{s: {{udp: '{}'}}}}}}",
+        server.address
+    );
+    let rules =
+        "{name: judged, match: {host: judged.test, ip: 127.0.0.0/8, resolve: all}, direct: true}";
+    let proxy = Proxy::start(&policy(&dns, rules));
+    let refused = |name: &str| {
+        let (line, record) = connect(&proxy, name, &origin);
+        assert!(line.contains("connect.refused"), "{line}");
+        assert_eq!(record["egress.attempts"].as_array().unwrap().len(), 1);
+        check!(&record, "egress.notes": null, "dns.resolved_ip": ["127.0.0.2"]);
+        record
+    };
+    let count = |name: &str| asked(&server, name);
+    for name in ["a.test", "judged.test"] {
+        check!(&refused(name), "egress.dns.cached": false);
+    }
+    // What was said just now stands.
+    check!(&refused("a.test"), "egress.dns.cached": true);
+    assert_eq!(count("a.test"), 1);
+
+    outlast_just_now();
+    // The answer is the same, and then one that the guards refuse.
+    check!(&refused("a.test"), "egress.dns.cached": true);
+    assert_eq!(count("a.test"), 2);
+    "169.254.169.254".clone_into(&mut place.lock().unwrap());
+    check!(&refused("a.test"), "egress.dns.cached": true);
+    outlast_just_now();
+    let (_, record) = connect(&proxy, "a.test", &origin);
+    check!(&record, "error.type": "connect.refused", "egress.notes": null);
+    assert_eq!(count("a.test"), 3);
+
+    // Another request may have asked for it: its answer is taken.
+    let (server, place) = moving("127.0.0.2");
+    let dns = format!(
+        "{{default: s, servers: {{s: {{udp: '{}'}}}}}}",
+        server.address
+    );
+    let proxy = Proxy::start(&policy(&dns, rules));
+    for name in ["a.test", "judged.test"] {
+        let (line, _) = connect(&proxy, name, &origin);
+        assert!(line.contains("connect.refused"), "{line}");
+    }
+    "127.0.0.1".clone_into(&mut place.lock().unwrap());
+    outlast_just_now();
+    let record = succeed(&proxy, "a.test", &origin);
+    check!(
+        &record,
+        "egress.notes": ["dns.stale_cache"],
+        "dns.resolved_ip": ["127.0.0.1"],
+        "network.peer.address": "127.0.0.1",
+        "egress.dns.cached": false,
+        "event.outcome": "success",
+    );
+    let attempts = record["egress.attempts"].as_array().unwrap();
+    let told: Vec<_> = attempts
+        .iter()
+        .map(|attempt| (attempt["address"].as_str().unwrap(), &attempt["cause"]))
+        .collect();
+    let port = origin.address.port();
+    let (old, new) = (format!("127.0.0.2:{port}"), format!("127.0.0.1:{port}"));
+    let refused = Value::from("connect.refused");
+    assert_eq!(told, [(&*old, &refused), (&*new, &Value::Null)]);
+    assert_eq!(asked(&server, "a.test"), 2);
+    // From then on it is known.
+    check!(
+        &succeed(&proxy, "a.test", &origin),
+        "egress.notes": null,
+        "egress.dns.cached": true,
+    );
+    // What a rule was judged by stays what is dialled.
+    let (line, record) = connect(&proxy, "judged.test", &origin);
+    assert!(line.contains("connect.refused"), "{line}");
+    check!(&record, "egress.rule": "judged", "egress.dns.cached": true);
+    assert_eq!(asked(&server, "judged.test"), 1);
+}
+
+#[test]
+fn an_upstream_that_moved_is_found_again() {
+    let (server, place) = moving("127.0.0.2");
+    let origin = origin();
+    let upstream = Origin::serving(|stream| {
+        let head = wire::read_head(&stream);
+        wire::send(&stream, "HTTP/1.1 200 OK\r\n\r\nhello");
+        head
+    });
+    let text = format!(
+        "version: 1\ndns: {{default: s, servers: {{s: {{udp: '{}'}}}}}}\n\
+         upstreams: {{corp: {{url: 'http://proxy.test:{}'}}}}\nrules: []\ndefault: {{via: corp}}\n",
+        server.address,
+        upstream.address.port()
+    );
+    let proxy = Proxy::start(&text);
+    let (line, _) = connect(&proxy, "a.test", &origin);
+    assert!(line.contains("upstream.connect.refused"), "{line}");
+    "127.0.0.1".clone_into(&mut place.lock().unwrap());
+    outlast_just_now();
+    let record = succeed(&proxy, "a.test", &origin);
+    check!(&record, "egress.notes": ["dns.stale_cache"], "network.peer.address": "127.0.0.1");
 }
 
 #[test]

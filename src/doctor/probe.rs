@@ -294,7 +294,7 @@ impl Doctor<'_> {
             stagger: CONNECT,
             shape,
         };
-        let socket = connect::connect(&[admitted], None, &limits, &|_| {}).await?;
+        let socket = connect::connect(&[admitted], None, &limits, &|_| {}, None).await?;
         Ok(Conn::straight(socket, "direct".into()))
     }
 

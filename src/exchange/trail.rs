@@ -222,14 +222,20 @@ impl Trail {
     pub fn resolved(&self, name: &str, took: Duration, found: &Resolved) {
         let mut story = self.story();
         story.dns = Some((name.to_owned(), took));
-        story.resolved.clone_from(&found.addresses);
-        story.dns_source = Some(found.source.as_str());
-        story.response_code = found.facts.response_code();
-        story.facts = Some(Box::new(found.facts.clone()));
+        story.found(found);
         drop(story);
         if found.facts.is_suffixed {
             self.note("dns.search_suffix");
         }
+    }
+
+    /// Notes that the name was looked up again, for other addresses.
+    pub fn renewed(&self, took: Duration, found: &Resolved) {
+        let mut story = self.story();
+        if let Some((_, before)) = &mut story.dns {
+            *before += took;
+        }
+        story.found(found);
     }
 
     /// Notes a lookup that failed.
@@ -433,6 +439,13 @@ impl Trail {
 }
 
 impl Story {
+    fn found(&mut self, found: &Resolved) {
+        self.resolved.clone_from(&found.addresses);
+        self.dns_source = Some(found.source.as_str());
+        self.response_code = found.facts.response_code();
+        self.facts = Some(Box::new(found.facts.clone()));
+    }
+
     /// Moves what was noted into a record; `cause` is what the request failed of.
     pub(super) fn tell(&mut self, record: &mut Record, cause: Option<Cause>) {
         if let Some((name, took)) = self.dns.take() {

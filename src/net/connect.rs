@@ -6,9 +6,11 @@ mod attempt;
 mod error;
 mod judge;
 
-use std::future::poll_fn;
+use std::collections::VecDeque;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -83,6 +85,10 @@ impl Outcome {
     }
 }
 
+/// Finds further addresses; asked once at most.
+pub type More<'a> =
+    &'a (dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Admitted>> + Send + 'a>> + Sync);
+
 /// Connects to the first of `addresses` that answers.
 ///
 /// Families take turns, beginning with that of the first address. The next address joins in after
@@ -93,6 +99,9 @@ impl Outcome {
 /// what is under way and tells it as [`Outcome::Abandoned`]; attempts that merely lost the race are
 /// told as [`Outcome::Overtaken`] just before the one that won.
 ///
+/// Where all of them have failed, or the last one is silent for as long as one may be that is not the last, `more` is asked
+/// for others, which are tried within the same limits.
+///
 /// # Errors
 /// That of the address that got furthest: an answer of the host before one from the way, before silence, before what never
 /// left this host; of equals the one that says more.
@@ -101,10 +110,15 @@ pub async fn connect(
     zone: Option<&str>,
     limits: &Limits,
     note: &(dyn Fn(Try) + Sync),
+    more: Option<More<'_>>,
 ) -> Result<Socket, ConnectError> {
-    let addresses: Vec<_> = addresses.iter().map(|a| a.address()).collect();
     let send = |address| Syn::send(address, zone, limits.shape);
-    race(interleave(&addresses), limits, note, send).await
+    race(in_turn(addresses), limits, note, send, more).await
+}
+
+fn in_turn(admitted: &[Admitted]) -> Vec<SocketAddr> {
+    let addresses: Vec<_> = admitted.iter().map(|a| a.address()).collect();
+    interleave(&addresses)
 }
 
 /// Puts the zone's interface index into an IPv6 address.
@@ -166,10 +180,12 @@ async fn race<A: Attempt>(
     limits: &Limits,
     note: &(dyn Fn(Try) + Sync),
     begin: impl Fn(SocketAddr) -> Result<A, Broken>,
+    mut more: Option<More<'_>>,
 ) -> Result<A::Connection, ConnectError> {
     let deadline = Instant::now() + limits.total;
     let mut next_start = Instant::now();
-    let mut waiting = addresses.into_iter().peekable();
+    let mut waiting = VecDeque::from(addresses);
+    let mut asking = None;
     let list = Vec::new();
     let mut flights = Flights { list, note };
     let mut furthest = Furthest::default();
@@ -182,7 +198,7 @@ async fn race<A: Attempt>(
             break;
         }
         if now >= next_start
-            && let Some(address) = waiting.next()
+            && let Some(address) = waiting.pop_front()
         {
             match begin(address) {
                 Ok(attempt) => flights.list.push(Flight {
@@ -197,14 +213,26 @@ async fn race<A: Attempt>(
             }
             next_start = now + limits.stagger;
         }
-        let Some(oldest) = flights.list.first() else {
-            break;
-        };
         let mut wake = deadline;
-        if waiting.peek().is_some() {
+        if !waiting.is_empty() {
             wake = wake.min(next_start);
+        } else if let Some(find) = more.filter(|_| furthest.may_be_of_address()) {
+            let newest = flights.list.last();
+            let late = newest.map_or(now, |newest| newest.started + limits.per_address);
+            if now >= late {
+                asking = Some(find());
+                more = None;
+            } else {
+                wake = wake.min(late);
+            }
         }
-        if waiting.peek().is_some() || flights.list.len() > 1 {
+        let oldest = flights.list.first();
+        if oldest.is_none() && waiting.is_empty() && asking.is_none() {
+            break;
+        }
+        if let Some(oldest) = oldest
+            && (!waiting.is_empty() || flights.list.len() > 1)
+        {
             let late = oldest.started + limits.per_address;
             if now >= late {
                 if let Some(error) = flights.time_out_oldest() {
@@ -218,6 +246,12 @@ async fn race<A: Attempt>(
         let (landed, result) = tokio::select! {
             biased;
             landed = flights.landed() => landed,
+            found = found(&mut asking) => {
+                waiting.extend(in_turn(&found));
+                asking = None;
+                next_start = Instant::now();
+                continue;
+            }
             () = sleep_until(wake) => continue,
         };
         let (address, took) = (landed.address, landed.started.elapsed());
@@ -243,6 +277,14 @@ async fn race<A: Attempt>(
         next_start = Instant::now();
     }
     Err(furthest.0.unwrap_or(ConnectError::NoAddresses))
+}
+
+/// What is found, once it is asked for.
+async fn found<F: Future<Output = Vec<Admitted>> + Unpin>(asking: &mut Option<F>) -> Vec<Admitted> {
+    match asking {
+        Some(asking) => asking.await,
+        None => pending().await,
+    }
 }
 
 impl<A: Attempt> Flights<'_, A> {
@@ -306,6 +348,11 @@ impl<A> Drop for Flights<'_, A> {
 }
 
 impl Furthest {
+    /// Whether another address might go better than those that have failed.
+    fn may_be_of_address(&self) -> bool {
+        self.0.as_ref().is_none_or(ConnectError::is_of_address)
+    }
+
     fn see(&mut self, error: ConnectError) {
         if self
             .0

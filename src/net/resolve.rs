@@ -233,6 +233,19 @@ impl Resolver {
         })
     }
 
+    /// Looks up a name again, past what was remembered of it. What was asked for just now, for another request, stands.
+    pub async fn resolve_anew(
+        &self,
+        name: &str,
+        ask: AskId,
+        limit: Duration,
+    ) -> Result<Resolved, ResolveError> {
+        if let Some(asker) = self.asker(ask) {
+            asker.forget_name(name);
+        }
+        self.resolve(name, ask, limit).await
+    }
+
     /// What speaks against the addresses that name servers gave for a name, now that they turn out to be of no use.
     pub fn doubt(&self, name: &str, ask: AskId, addresses: &[IpAddr]) -> Option<Doubt> {
         if self.without_asking(name).is_some() {

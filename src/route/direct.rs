@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{BoxFuture, Conn, Dial, Names, Plan, connect};
+use super::{BoxFuture, Conn, Dial, Found, Names, Plan, connect};
 use crate::cause::Cause;
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify};
@@ -35,27 +35,19 @@ impl Direct {
         let host = &plan.target.host;
         let names = self.names.of_target(host, plan.dns);
         let found = match &plan.addresses {
-            Some(found) => found.clone(),
+            // What a rule was judged by is what is dialled.
+            Some(found) => found.clone().map(Found::from),
             None => {
                 names
-                    .lookup(host, plan.within(plan.timeouts.dns), trail)
+                    .find(host, plan.within(plan.timeouts.dns), trail)
                     .await
             }
         };
         let found = found.map_err(Failure::from);
-        let addresses =
+        let found =
             found.inspect_err(|failure| trail.failed(classify(failure), started.elapsed()))?;
         let judge = |address| self.policy.guards.admit(address, &plan.client, is_here);
-        let socket = connect(
-            &plan.target,
-            addresses,
-            names,
-            &judge,
-            Cause::from,
-            plan,
-            trail,
-        )
-        .await?;
+        let socket = connect(&plan.target, found, names, &judge, Cause::from, plan, trail).await?;
         Ok(Conn::straight(socket, self.name.clone()))
     }
 }

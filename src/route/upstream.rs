@@ -2,7 +2,7 @@
 
 mod line;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -456,10 +456,10 @@ impl Upstream {
         let proxy = &self.spec.proxy;
         let names = self.names.of_upstream(&proxy.host);
         let found = names
-            .lookup(&proxy.host, plan.within(plan.timeouts.dns), trail)
+            .find(&proxy.host, plan.within(plan.timeouts.dns), trail)
             .await
             .map_err(Failure::from);
-        let found: Vec<IpAddr> = found.inspect_err(|failure| {
+        let found = found.inspect_err(|failure| {
             trail.failed(
                 Cause::of_upstream(classify(failure).kind),
                 started.elapsed(),

@@ -279,6 +279,16 @@ impl ConnectError {
 
     /// What is told of several attempts, by the greatest: how far it got, then how much it says.
     pub(super) fn rank(&self) -> impl Ord + use<> {
+        self.reached()
+    }
+
+    /// Whether it may be the address alone that is wrong: something left this host, which lacks nothing.
+    pub(super) fn is_of_address(&self) -> bool {
+        let (reach, _) = self.reached();
+        reach >= Reach::Link && reach != Reach::Means
+    }
+
+    fn reached(&self) -> (Reach, u8) {
         match self {
             Self::Reset { .. } => (Reach::Origin, 1),
             Self::Refused { .. } | Self::ProtoUnreachable { .. } => (Reach::Origin, 0),

@@ -90,6 +90,11 @@ impl Attempt for Scripted {
 
 /// Races by a script on the virtual clock; one line per attempt, then the result.
 async fn play(script: &[(&str, Answer)]) -> String {
+    play_with(script, None).await
+}
+
+/// The same, where so many milliseconds after somebody asks for more there are these.
+async fn play_with(script: &[(&str, Answer)], more: Option<(u64, &[(&str, Answer)])>) -> String {
     let notes = Mutex::new(Vec::new());
     let begun = Instant::now();
     let note = |t: Try| {
@@ -107,11 +112,21 @@ async fn play(script: &[(&str, Answer)]) -> String {
         .iter()
         .map(|(ip, _)| SocketAddr::new(ip.parse().unwrap(), 443))
         .collect();
+    let (after, others) = more.unwrap_or_default();
     let begin = |address: SocketAddr| {
         let of = |(ip, _): &&(&str, Answer)| *ip == address.ip().to_string();
-        Scripted::begin(script.iter().find(of).unwrap().1)
+        Scripted::begin(script.iter().chain(others).find(of).unwrap().1)
     };
-    let result = race(interleave(&addresses), &LIMITS, &note, begin).await;
+    let find = || -> Pin<Box<dyn Future<Output = Vec<Admitted>> + Send>> {
+        let others = others.iter().map(|(ip, _)| ip.parse().unwrap());
+        let others = admitted(others.map(|ip| SocketAddr::new(ip, 443)));
+        Box::pin(async move {
+            sleep(Duration::from_millis(after)).await;
+            others
+        })
+    };
+    let find: Option<More<'_>> = more.is_some().then_some(&find);
+    let result = race(interleave(&addresses), &LIMITS, &note, begin, find).await;
     let mut lines = notes.into_inner().unwrap();
     lines.push(format!(
         "{} after {}",
@@ -227,6 +242,63 @@ async fn the_failure_that_got_furthest_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn others_are_asked_for_once_those_at_hand_are_of_no_use() {
+    let refused = No(5, libc::ECONNREFUSED);
+    for (script, more, expected) in [
+        // At once where all have failed, and once only.
+        (
+            &[("192.0.2.1", refused), ("192.0.2.2", refused)][..],
+            (30, &[("192.0.2.3", Yes(10))][..]),
+            "192.0.2.1 Refused 5; 192.0.2.2 Refused 5; 192.0.2.3 connected 10; ok after 50",
+        ),
+        (
+            &[("192.0.2.1", refused)],
+            (30, &[("192.0.2.3", No(9, libc::EHOSTUNREACH))]),
+            "192.0.2.1 Refused 5; 192.0.2.3 HostUnreachable 9; Refused after 44",
+        ),
+        (
+            &[("192.0.2.1", refused)],
+            (30, &[]),
+            "192.0.2.1 Refused 5; Refused after 35",
+        ),
+        // The last address is given up where there are others, else it has all the time that is left.
+        (
+            &[("192.0.2.1", Silence)],
+            (30, &[("192.0.2.3", Yes(10))]),
+            "192.0.2.1 TimedOut(4) 3030; 192.0.2.3 connected 10; ok after 3040",
+        ),
+        (
+            &[("192.0.2.1", Yes(3020))],
+            (30, &[("192.0.2.3", Yes(10))]),
+            "192.0.2.1 connected after 3 3020; ok after 3020",
+        ),
+        (
+            &[("192.0.2.1", Yes(9000))],
+            (30, &[]),
+            "192.0.2.1 connected after 9 9000; ok after 9000",
+        ),
+        // Nothing is, where all the time is over, or nothing can have left this host.
+        (
+            &[("192.0.2.1", No(1, libc::EMFILE))],
+            (30, &[("192.0.2.3", Yes(10))]),
+            "192.0.2.1 NoFds 1; NoFds after 1",
+        ),
+        (
+            &[("192.0.2.1", No(0, libc::ENETUNREACH))],
+            (30, &[("192.0.2.3", Yes(10))]),
+            "192.0.2.1 NoRoute 0; NoRoute after 0",
+        ),
+        (
+            &[("192.0.2.1", refused)],
+            (60_000, &[("192.0.2.3", Yes(10))]),
+            "192.0.2.1 Refused 5; Refused after 10000",
+        ),
+    ] {
+        assert_eq!(play_with(script, Some(more)).await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_under_way_is_told_when_the_caller_leaves() {
     let seen = Mutex::new(Vec::new());
     let note = |t: Try| {
@@ -236,10 +308,27 @@ async fn what_was_under_way_is_told_when_the_caller_leaves() {
             .push((t.address, t.took.as_millis(), abandoned));
     };
     let address: SocketAddr = "192.0.2.1:443".parse().unwrap();
-    let race = race(vec![address], &LIMITS, &note, |_| Scripted::begin(Silence));
+    let race = race(
+        vec![address],
+        &LIMITS,
+        &note,
+        |_| Scripted::begin(Silence),
+        None,
+    );
     let left = tokio::time::timeout(Duration::from_secs(2), race).await;
     assert!(left.is_err());
     assert_eq!(*seen.lock().unwrap(), [(address, 2000, true)]);
+}
+
+fn admitted(addresses: impl Iterator<Item = SocketAddr>) -> Vec<Admitted> {
+    let local: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let client = Client {
+        peer: local,
+        local,
+        listener: "test".into(),
+    };
+    let admit = |a| Guards::default().admit(a, &client, |_| false).unwrap();
+    addresses.map(admit).collect()
 }
 
 async fn admitted_connect(
@@ -247,15 +336,8 @@ async fn admitted_connect(
     zone: Option<&str>,
     limits: &Limits,
 ) -> Result<Socket, ConnectError> {
-    let local: SocketAddr = "127.0.0.1:1".parse().unwrap();
-    let client = Client {
-        peer: local,
-        local,
-        listener: "test".into(),
-    };
-    let admit = |a: &SocketAddr| Guards::default().admit(*a, &client, |_| false).unwrap();
-    let admitted: Vec<_> = addresses.iter().map(admit).collect();
-    connect(&admitted, zone, limits, &|_| ()).await
+    let admitted = admitted(addresses.iter().copied());
+    connect(&admitted, zone, limits, &|_| (), None).await
 }
 
 /// An address where nothing listens, and nobody else will while the socket is held.

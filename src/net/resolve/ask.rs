@@ -28,6 +28,9 @@ use crate::policy::dns::Prefer;
 /// section 3, advises 50 ms; rules judge addresses, so a little more is given to have them all.
 const STRAGGLER: Duration = Duration::from_millis(250);
 
+/// What was asked for no longer ago than this is not asked for anew.
+const JUST_NOW: Duration = Duration::from_secs(1);
+
 /// A zone is asked for a name that cannot exist no more often than this, and for no longer than that.
 const ONCE_IN: Duration = Duration::from_mins(5);
 const SIBLING: Duration = Duration::from_secs(1);
@@ -124,6 +127,18 @@ impl Asker {
         self.dns.clear_cache();
         let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
         denials.clear();
+    }
+
+    /// Forgets what was said of a name, but for what was said just now.
+    pub(super) fn forget_name(&self, name: &str) {
+        for name in name_of(name).map_or_else(|_| Vec::new(), |name| self.candidates(name)) {
+            for kind in [RecordType::A, RecordType::AAAA] {
+                let last = self.journal.last(&name, kind);
+                if last.is_none_or(|(_, asked)| asked.elapsed() >= JUST_NOW) {
+                    self.dns.clear_lookup_cache(name.clone(), kind);
+                }
+            }
+        }
     }
 
     /// Adds whom we meant to ask, where nothing came of it.
