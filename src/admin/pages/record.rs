@@ -116,7 +116,7 @@ fn body(
                 } }
             }
         }
-        @if seen.host.is_some() { (copies(seen, title)) }
+        (copies(seen, title))
         section aria-labelledby="facts" {
             h2 #facts { "All that is known" }
             dl.pairs.wide {
@@ -161,8 +161,11 @@ fn copies(seen: &Seen, host: &str) -> Markup {
     html! {
         section aria-labelledby="take" {
             h2 #take { "Look closer" }
-            (copy(format!("routecause explain {url}"), "as explain"))
-            (copy(format!("routecause doctor {url}"), "as doctor"))
+            (copy(format!("routecause explain {}", seen.id), "as record"))
+            @if seen.host.is_some() {
+                (copy(format!("routecause explain {url}"), "as explain"))
+                (copy(format!("routecause doctor {url}"), "as doctor"))
+            }
             @if let Some(fault) = seen.cause.as_deref().and_then(fault) {
                 (copy(format!("faults: {{like-this: {{{fault}}}}}"), "as a fault"))
             }
