@@ -198,7 +198,7 @@ Examples:
   routecause tail --json | jq '.\"egress.hint\"'")]
     Tail(tail::TailArgs),
     /// Watch a running proxy: who fails, by host, cause or upstream.
-    Top(AdminArgs),
+    Top(top::TopArgs),
     /// Say how a running proxy is.
     Status(status::StatusArgs),
     /// Ask whether a running proxy takes requests: 0 if it does, 1 if it is ending, full or hanging, 5 if it cannot be

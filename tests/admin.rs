@@ -805,15 +805,40 @@ fn status_and_healthcheck_tell_how_it_is() {
         (&"routecause.status/1".into(), &true.into())
     );
     assert_eq!(code(&["healthcheck"]), Some(0));
+    let checked = |args: &[&str]| -> (Option<i32>, Value) {
+        let (status, out, _) = run(command(at, &["healthcheck", "--json"]).args(args));
+        (status.code(), serde_json::from_str(&out).unwrap())
+    };
+    let well =
+        |asked: &str| json!({"schema": "routecause.healthcheck/1", "asked": asked, "is_so": true});
+    assert_eq!(checked(&[]), (Some(0), well("ready")));
+    assert_eq!(checked(&["--live"]), (Some(0), well("live")));
     let (status, _, stderr) = run(&mut command(at, &["top"]));
     assert_eq!(status.code(), Some(2), "{stderr}");
+    let (status, out, _) = run(&mut command(at, &["top", "--json"]));
+    let told: Value = serde_json::from_str(&out).unwrap();
+    check!(&told, "schema": "routecause.top/1", "records": 0, "tunnels": 0);
+    assert_eq!(
+        (status.code(), &told["lately"]["seconds"]),
+        (Some(0), &60.into())
+    );
     let ends = tunnel(&proxy, "a.test");
     proxy.signal(Signal::SIGTERM);
     proxy.diary("draining");
     assert_eq!(code(&["healthcheck"]), Some(1));
+    let (code, told) = checked(&[]);
+    check!(&told, "asked": "ready", "is_so": false);
+    assert!(code == Some(1) && told["hindrance"].is_string(), "{told}");
     drop(ends);
     proxy.ended();
-    for args in [&["healthcheck"][..], &["status"], &["tail"]] {
+    let json = ["healthcheck", "--json"];
+    for args in [
+        &json[..1],
+        &json,
+        &["status"],
+        &["top", "--json"],
+        &["tail"],
+    ] {
         let (status, out, stderr) = run(&mut command(at, args));
         assert_eq!((status.code(), out.as_str()), (Some(5), ""), "{args:?}");
         assert!(

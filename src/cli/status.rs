@@ -29,6 +29,9 @@ pub(in crate::cli) struct CheckArgs {
     /// Ask whether it lives, as whoever would start it again wants to know: full or ending, it does.
     #[arg(long)]
     pub(in crate::cli) live: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
 }
 
 /// What `--json` prints.
@@ -39,8 +42,52 @@ struct Told<'a> {
     status: &'a Value,
 }
 
+/// What `healthcheck --json` prints.
+#[derive(Serialize)]
+struct Checked {
+    schema: &'static str,
+    /// What was asked: `ready` or `live`.
+    asked: &'static str,
+    /// Whether it is so.
+    is_so: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hindrance: Option<String>,
+}
+
 /// The rates are of so many seconds.
-const LATELY: i64 = 60;
+pub(super) const LATELY: i64 = 60;
+
+/// What became of the requests of the last seconds.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Rates {
+    /// So many seconds.
+    pub(super) seconds: i64,
+    pub(super) requests: u64,
+    pub(super) failures: u64,
+    pub(super) denied: u64,
+}
+
+impl Rates {
+    /// Those before `now`, by a status.
+    pub(super) fn of(status: &Value, now: Timestamp) -> Self {
+        let from = now.as_second() - LATELY;
+        let lately = list(status, "pulse").iter().filter(|beat| {
+            let second = beat.get("second").and_then(Value::as_i64);
+            second.is_some_and(|second| second > from)
+        });
+        let none = Self {
+            seconds: LATELY,
+            ..Self::default()
+        };
+        lately.fold(none, |sum, beat| Self {
+            requests: sum.requests + count(beat, "requests"),
+            failures: sum.failures + count(beat, "failures"),
+            denied: sum.denied + count(beat, "denied"),
+            ..sum
+        })
+    }
+}
 
 pub(super) fn run(args: &StatusArgs, env: &Environment) -> u8 {
     let asked = prepare(&args.admin, env);
@@ -56,16 +103,7 @@ pub(super) fn run(args: &StatusArgs, env: &Environment) -> u8 {
                 schema: "routecause.status/1",
                 status: &status,
             };
-            match serde_json::to_string_pretty(&told) {
-                Ok(text) => {
-                    print(&(text + "\n"));
-                    0
-                }
-                Err(error) => {
-                    say!("error: {error}");
-                    exit::FAILED
-                }
-            }
+            give(&told)
         }
         Ok((status, upstreams)) => {
             print(&told(&status, &upstreams, Timestamp::now()));
@@ -75,15 +113,36 @@ pub(super) fn run(args: &StatusArgs, env: &Environment) -> u8 {
     }
 }
 
+/// Prints a form of JSON.
+pub(super) fn give(told: &impl Serialize) -> u8 {
+    match serde_json::to_string_pretty(told) {
+        Ok(text) => {
+            print(&(text + "\n"));
+            0
+        }
+        Err(error) => {
+            say!("error: {error}");
+            exit::FAILED
+        }
+    }
+}
+
 pub(super) fn check(args: &CheckArgs, env: &Environment) -> u8 {
-    let (path, not) = if args.live {
-        ("/healthz", "not alive")
+    let (path, asked, not) = if args.live {
+        ("/healthz", "live", "not alive")
     } else {
-        ("/readyz", "not ready")
+        ("/readyz", "ready", "not ready")
     };
-    let asked = prepare(&args.admin, env);
-    let told = asked.and_then(|(runtime, proxy)| runtime.block_on(proxy.get(path)).map(|_| ()));
+    let checked = |hindrance: Option<String>| Checked {
+        schema: "routecause.healthcheck/1",
+        asked,
+        is_so: hindrance.is_none(),
+        hindrance,
+    };
+    let prepared = prepare(&args.admin, env);
+    let told = prepared.and_then(|(runtime, proxy)| runtime.block_on(proxy.get(path)).map(|_| ()));
     match told {
+        Ok(()) if args.json => give(&checked(None)),
         Ok(()) => 0,
         Err(AskError::Refused {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -91,6 +150,9 @@ pub(super) fn check(args: &CheckArgs, env: &Environment) -> u8 {
             ..
         }) => {
             say!("{not}: {detail}");
+            if args.json {
+                give(&checked(Some(detail)));
+            }
             exit::FAILED
         }
         Err(error) => complain(&error),
@@ -101,6 +163,10 @@ fn text<'v>(value: &'v Value, key: &str) -> &'v str {
     value.get(key).and_then(Value::as_str).unwrap_or("-")
 }
 
+fn count(value: &Value, key: &str) -> u64 {
+    value.get(key).and_then(Value::as_u64).unwrap_or(0)
+}
+
 fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
     let list = value.get(key).and_then(Value::as_array);
     list.map_or(&[], Vec::as_slice)
@@ -109,7 +175,6 @@ fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
 /// How a proxy is, in a few lines.
 fn told(status: &Value, upstreams: &Value, now: Timestamp) -> String {
     let mut out = String::new();
-    let count = |value: &Value, key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
     let started = text(status, "started").parse::<Timestamp>();
     let since = started.map_or("-".to_owned(), |at| {
         let at = at.to_zoned(TimeZone::system());
@@ -146,19 +211,12 @@ fn told(status: &Value, upstreams: &Value, now: Timestamp) -> String {
             let _ = writeln!(out, "             {file}{place}: {message}");
         }
     }
-    let from = now.as_second() - LATELY;
-    let lately = list(status, "pulse").iter().filter(|beat| {
-        let second = beat.get("second").and_then(Value::as_i64);
-        second.is_some_and(|second| second > from)
-    });
-    let (requests, failures, denied) = lately.fold((0, 0, 0), |sum: (u64, u64, u64), beat| {
-        let (requests, failures, denied) = sum;
-        (
-            requests + count(beat, "requests"),
-            failures + count(beat, "failures"),
-            denied + count(beat, "denied"),
-        )
-    });
+    let Rates {
+        requests,
+        failures,
+        denied,
+        ..
+    } = Rates::of(status, now);
     let _ = writeln!(
         out,
         "  last {LATELY} s  {requests} {}, {failures} failed, {denied} denied; {} tunnels open",

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
+use clap::Args;
 use jiff::Timestamp;
 use ratatui::Frame;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers, poll, read};
@@ -11,19 +12,27 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Cell, Row, Sparkline, Table};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::ask::{AskError, Asked, complain, prepare};
+use super::status::{LATELY, Rates, give};
 use super::{AdminArgs, exit};
 use crate::config::env::Environment;
 
+#[derive(Debug, Args)]
+pub(in crate::cli) struct TopArgs {
+    #[command(flatten)]
+    pub(in crate::cli) admin: AdminArgs,
+    /// Print what is shown first as JSON, and end.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
 /// What is shown is asked for so often.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// Seconds that the rates go back.
-const LATELY: i64 = 60;
 
 /// By what the table sums up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,23 +96,58 @@ struct Seen {
 }
 
 /// A line of the table.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 struct Sum {
     key: String,
     requests: usize,
     failures: usize,
     /// The most frequent cause; by cause, the most frequent host.
+    #[serde(skip_serializing_if = "String::is_empty")]
     with: String,
     /// The mean time, in milliseconds.
     mean_ms: f64,
 }
 
-pub(super) fn run(args: &AdminArgs, env: &Environment) -> u8 {
-    if !io::stdout().is_terminal() {
-        say!("error: top needs a terminal; status and tail do not");
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    schema: &'static str,
+    version: Option<&'a Value>,
+    source: Option<&'a Value>,
+    tunnels: Option<&'a Value>,
+    lately: Rates,
+    upstreams: Option<&'a Value>,
+    /// So many of the latest records are summed up.
+    records: usize,
+    by_host: Vec<Sum>,
+    by_cause: Vec<Sum>,
+    by_upstream: Vec<Sum>,
+}
+
+impl<'a> Told<'a> {
+    fn of(seen: &'a Seen, now: Timestamp) -> Self {
+        let by = |by| sums(&seen.records, by);
+        Self {
+            schema: "routecause.top/1",
+            version: seen.status.get("version"),
+            source: seen.status.get("source"),
+            tunnels: seen.status.get("tunnels"),
+            lately: Rates::of(&seen.status, now),
+            upstreams: seen.upstreams.get("upstreams"),
+            records: seen.records.len(),
+            by_host: by(By::Host),
+            by_cause: by(By::Cause),
+            by_upstream: by(By::Upstream),
+        }
+    }
+}
+
+pub(super) fn run(args: &TopArgs, env: &Environment) -> u8 {
+    if !args.json && !io::stdout().is_terminal() {
+        say!("error: top needs a terminal; top --json, status and tail do not");
         return exit::USAGE;
     }
-    let (runtime, proxy) = match prepare(args, env) {
+    let (runtime, proxy) = match prepare(&args.admin, env) {
         Ok(prepared) => prepared,
         Err(error) => return complain(&error),
     };
@@ -111,6 +155,9 @@ pub(super) fn run(args: &AdminArgs, env: &Environment) -> u8 {
         Ok(seen) => seen,
         Err(error) => return complain(&error),
     };
+    if args.json {
+        return give(&Told::of(&first, Timestamp::now()));
+    }
     let ended = ratatui::run(|terminal| {
         let (mut seen, mut by) = (first, By::Host);
         loop {
@@ -253,19 +300,21 @@ fn draw_head(frame: &mut Frame<'_>, seen: &Seen, area: Rect) {
 fn draw_pulse(frame: &mut Frame<'_>, seen: &Seen, area: Rect, now: Timestamp) {
     let beats = seen.status.get("pulse").and_then(Value::as_array);
     let mut seconds = vec![0_u64; usize::try_from(LATELY).unwrap_or(0)];
-    let (mut requests, mut failures, mut denied) = (0, 0, 0);
     for beat in beats.into_iter().flatten() {
-        let count = |key: &str| beat.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let requests = beat.get("requests").and_then(Value::as_u64);
         let second = beat.get("second").and_then(Value::as_i64).unwrap_or(0);
         let ago = now.as_second() - second;
         let place = usize::try_from(LATELY - 1 - ago).ok();
         if let Some(place) = place.and_then(|place| seconds.get_mut(place)) {
-            *place += count("requests");
-            requests += count("requests");
-            failures += count("failures");
-            denied += count("denied");
+            *place += requests.unwrap_or(0);
         }
     }
+    let Rates {
+        requests,
+        failures,
+        denied,
+        ..
+    } = Rates::of(&seen.status, now);
     let [words, chart] = Layout::vertical([Constraint::Length(1), Constraint::Min(1)]).areas(area);
     let tone = if failures > 0 {
         Color::Red
@@ -418,6 +467,37 @@ mod tests {
         ] {
             assert!(screen.contains(words), "{words} in\n{screen}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_is_told_as_json() {
+        let now = Timestamp::from_second(100).unwrap();
+        let told = serde_json::to_value(Told::of(&seen(), now)).unwrap();
+        let sum = |key: &str, count: u64, failures: u64, mean: f64| json!({"key": key, "requests": count, "failures": failures, "mean_ms": mean});
+        let with = |mut sum: Value, with: &str| {
+            sum["with"] = with.into();
+            sum
+        };
+        let expected = json!({
+            "schema": "routecause.top/1", "version": "0.1.0", "source": "p.yaml", "tunnels": 2,
+            "lately": {"seconds": 60, "requests": 4, "failures": 2, "denied": 1},
+            "upstreams": [{"name": "corp", "state": "down"}],
+            "records": 4,
+            "by_host": [
+                with(sum("b.example", 2, 2, 30.0), "connect.timeout"),
+                with(sum("c.example", 1, 1, 5.0), "dns.nxdomain"),
+                sum("a.example", 1, 0, 10.0),
+            ],
+            "by_cause": [
+                with(sum("connect.timeout", 2, 2, 30.0), "b.example"),
+                with(sum("dns.nxdomain", 1, 1, 5.0), "c.example"),
+            ],
+            "by_upstream": [
+                with(sum("corp", 2, 2, 30.0), "connect.timeout"),
+                with(sum("direct", 2, 1, 7.5), "dns.nxdomain"),
+            ],
+        });
+        assert_eq!(told, expected, "{told:#}");
     }
 
     #[test]
