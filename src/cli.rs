@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::env::Environment;
 use crate::config::{AdminAddress, ListenAt};
@@ -256,7 +256,7 @@ pub fn main() -> ExitCode {
     let command = without_empty(Cli::command(), &env);
     let parsed = command
         .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches));
+        .and_then(|matches| parsed(&matches));
     let Cli { command, serve } = match parsed {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -289,6 +289,21 @@ pub fn main() -> ExitCode {
         0 if UNTOLD.load(Relaxed) => exit::FAILED.into(),
         code => code.into(),
     }
+}
+
+/// What was typed, if it goes together.
+fn parsed(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let cli = Cli::from_arg_matches(matches)?;
+    if let (Some(Command::Explain(args)), Some((name, matches))) =
+        (&cli.command, matches.subcommand())
+    {
+        let mut command = Cli::command();
+        command.build();
+        if let Some(explain) = command.find_subcommand_mut(name) {
+            explain::refuse_unused(args, matches, explain)?;
+        }
+    }
+    Ok(cli)
 }
 
 /// The command without the variables that are empty: they count as unset, as deployment tools write them.

@@ -336,7 +336,8 @@ fn what_cannot_be_explained_says_why() {
         scene.id(1),
         "01a1fa62-0136-755e-805d-de0e87a5c589",
     );
-    let cases: [(&[&str], i32, &[&str]); 9] = [
+    let unused = |flag, beside| [flag, "cannot be used with '", beside];
+    let cases: [(&[&str], i32, &[&str]); 15] = [
         (
             &[unknown, "--log", &log],
             1,
@@ -374,6 +375,37 @@ fn what_cannot_be_explained_says_why() {
             &["a record says itself who asked"],
         ),
         (&["--cause", "dns.timeout", "--log", &log], 2, &["--log"]),
+        // Nothing is taken that is not used.
+        (
+            &[id, "--policy", "p.yaml"],
+            2,
+            &unused("'--policy <FILE>'", "RECORD"),
+        ),
+        (
+            &["--log", &log, "--policy", "p.yaml"],
+            2,
+            &unused("'--policy <FILE>'", "--log <FILE>"),
+        ),
+        (
+            &["--log", &log, "--admin", "127.0.0.1:1"],
+            2,
+            &unused("'--admin <ADDRESS>'", "--log <FILE>"),
+        ),
+        (
+            &["a.example:443", "--admin-token-file", "token"],
+            2,
+            &unused("'--admin-token-file <FILE>'", "URL|HOST:PORT"),
+        ),
+        (
+            &["--as", "go", "--policy", "p.yaml", "https://a.example/"],
+            2,
+            &unused("'--policy <FILE>'", "--as <CLIENT>"),
+        ),
+        (
+            &["--cause", "dns", "--user", "me"],
+            2,
+            &unused("'--cause <ID>'", "--user <NAME>"),
+        ),
     ];
     for (args, expected, words) in cases {
         let (code, stdout, stderr) = explain(args);
@@ -382,4 +414,10 @@ fn what_cannot_be_explained_says_why() {
             assert!(stderr.contains(word), "{args:?}: {word} in {stderr}");
         }
     }
+    // What the environment says is for other commands, too.
+    let mut command = routecause();
+    command.args(["explain", "--log", &good, scene.id(0)]);
+    command.env("ROUTECAUSE_POLICY", nowhere);
+    let (status, _, stderr) = run(command.env("ROUTECAUSE_ADMIN", "127.0.0.1:1"));
+    assert!(status.success(), "{stderr}");
 }

@@ -4,10 +4,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::{AdminArgs, PolicyArg, exit, print};
+use super::{AdminArgs, PolicyArg, exit, print, record};
 use crate::app::explain::{Asked, Asker, Found, walk};
 use crate::config::env::Environment;
 use crate::config::{self, Listener, Loaded, Options};
@@ -33,13 +35,13 @@ pub(in crate::cli) struct ExplainArgs {
     #[arg(long, value_name = "IP")]
     pub(in crate::cli) client: Option<IpAddr>,
     /// The user name that it gives, with its label where the policy's `labels` says so.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "cause")]
     pub(in crate::cli) user: Option<String>,
     /// The request's label.
-    #[arg(long, value_name = "LABEL")]
+    #[arg(long, value_name = "LABEL", conflicts_with = "cause")]
     pub(in crate::cli) label: Option<String>,
     /// The listener that it comes by.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "cause")]
     pub(in crate::cli) listener: Option<String>,
     /// The name in the SNI of the tunnel. Without --sni, --alpn and --proto a tunnel begins as its port lets expect: 443
     /// with TLS and the target's name, 80 with HTTP, 22 with SSH, any other with nothing.
@@ -56,7 +58,7 @@ pub(in crate::cli) struct ExplainArgs {
     pub(in crate::cli) no_proxy: Option<String>,
     /// Say instead what these clients would do with the URL and the proxy variables of this environment: `all`, or some of
     /// go, curl, wget, python, requests, httpx, aiohttp, ruby, node, java, rust.
-    #[arg(long = "as", value_name = "CLIENT", value_delimiter = ',', conflicts_with_all = ["cause", "client", "sni", "alpn", "proto"])]
+    #[arg(long = "as", value_name = "CLIENT", value_delimiter = ',', conflicts_with_all = ["cause", "client", "user", "label", "listener", "sni", "alpn", "proto"])]
     pub(in crate::cli) clients: Vec<String>,
     /// What is asked for: `http://…` as a plain request, `https://…` or `host:port` as a CONNECT. Or the id of a record, as a
     /// client got it: then what became of that request, as the running proxy remembers it.
@@ -89,6 +91,34 @@ impl ExplainArgs {
             || self.proto.is_some()
             || !(self.alpn.is_empty() && self.clients.is_empty())
     }
+}
+
+/// Refuses the flags of the command line that say nothing of what is asked for. The environment sets them for other
+/// commands, too.
+pub(super) fn refuse_unused(
+    args: &ExplainArgs,
+    matches: &ArgMatches,
+    command: &mut clap::Command,
+) -> Result<(), clap::Error> {
+    let (asked, unused): (_, &[_]) = if args.cause.is_some() {
+        ("--cause <ID>", &["policy", "admin", "admin_token_file"])
+    } else if args.log.is_some() {
+        ("--log <FILE>", &["policy", "admin", "admin_token_file"])
+    } else if record::is_meant(args) {
+        ("RECORD", &["policy"])
+    } else if args.clients.is_empty() {
+        ("URL|HOST:PORT", &["admin", "admin_token_file"])
+    } else {
+        ("--as <CLIENT>", &["policy", "admin", "admin_token_file"])
+    };
+    let is_typed = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let Some(id) = unused.iter().copied().find(is_typed) else {
+        return Ok(());
+    };
+    let flag = command.get_arguments().find(|arg| arg.get_id() == id);
+    let flag = flag.map_or_else(|| id.to_owned(), ToString::to_string);
+    let words = format!("the argument '{flag}' cannot be used with '{asked}'");
+    Err(command.error(ErrorKind::ArgumentConflict, words))
 }
 
 /// What is spoken in a tunnel.
