@@ -1,15 +1,14 @@
-//! The commands that help a person: settings of tools, replays, tunnels for ssh, name servers compared.
+//! The commands that help a person: settings of tools, replays, name servers compared.
 
 mod support;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
-use support::origin::{Listening, Origin};
-use support::{DIRECT, Proxy, check, needs, routecause, run, wire};
+use support::origin::Origin;
+use support::{DIRECT, Proxy, check, needs, routecause, run};
 use tempfile::TempDir;
 
 /// Refuses everything, so that whatever comes by is seen and goes no further.
@@ -361,60 +360,6 @@ fn ssh_goes_by_every_kind_of_proxy_and_no_password_stands_in_its_file() {
         assert_eq!(status.code(), Some(2), "{stderr}");
         assert!(!stderr.contains("s3cret"), "{stderr}");
     }
-}
-
-#[test]
-fn a_tunnel_on_standard_input_and_output_is_what_ssh_wants() {
-    let origin = Listening::new();
-    let proxy = Proxy::start(DIRECT);
-    let port = origin.address.port().to_string();
-    let mut child = routecause()
-        .args(["connect", "--proxy", &proxy.url(), "127.0.0.1", &port])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let server = origin.accept();
-    wire::send(&server, "SSH-2.0-there\r\n");
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"SSH-2.0-here\r\n").unwrap();
-    assert_eq!(wire::read_exact(&server, 14), b"SSH-2.0-here\r\n");
-    // Its end of input is the tunnel's, and the other way still carries.
-    drop(stdin);
-    assert_eq!(wire::read_to_end(&server), b"");
-    wire::send(&server, "bye");
-    drop(server);
-    let mut out = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut out)
-        .unwrap();
-    assert_eq!(out, "SSH-2.0-there\r\nbye");
-    assert!(child.wait().unwrap().success());
-    check!(&proxy.record(), "event.outcome": "success", "source.bytes": 14);
-}
-
-#[test]
-fn a_tunnel_that_does_not_come_about_says_why() {
-    let gone = Origin::nowhere();
-    let port = gone.port().to_string();
-    let proxy = Proxy::start(
-        "version: 1\nrules:\n  - {name: no, match: {host: no.test}, block: {reason: 'not there'}}\ndefault: {direct: true}\n",
-    );
-    let ask = |proxy: &str, host: &str| {
-        let (status, _, stderr) =
-            run(routecause().args(["connect", "--proxy", proxy, host, &port]));
-        (status.code(), stderr)
-    };
-    let (code, stderr) = ask(&proxy.url(), "127.0.0.1");
-    assert_eq!(code, Some(4), "{stderr}");
-    assert!(stderr.contains("502 connect.refused"), "{stderr}");
-    let (code, stderr) = ask(&proxy.url(), "no.test");
-    assert_eq!(code, Some(3), "{stderr}");
-    let (code, stderr) = ask(&format!("http://{gone}"), "127.0.0.1");
-    assert_eq!(code, Some(69), "{stderr}");
 }
 
 #[test]
