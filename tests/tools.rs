@@ -382,10 +382,11 @@ fn recorded_requests_are_decided_again_and_only_what_changes_is_told() {
         record("now-denied.test", Some("direct"), None),
         record("now-let.test", None, Some("policy.denied.default")),
         record("moved.test", Some("direct"), None),
+        record("noise.test", Some("direct"), None),
         "{\"not\": \"a record\"}".to_owned(),
     ];
     fs::write(path("records.jsonl"), lines.join("\n")).unwrap();
-    fs::write(path("new.yaml"), "version: 1\nupstreams: {corp: {url: 'http://127.0.0.1:9'}}\nrules:\n  - {name: no, match: {host: now-denied.test}, block: true}\n  - {name: there, match: {host: moved.test}, via: corp}\ndefault: {direct: true}\n").unwrap();
+    fs::write(path("new.yaml"), "version: 1\nupstreams: {corp: {url: 'http://127.0.0.1:9'}}\nrules:\n  - {name: no, match: {host: now-denied.test}, block: true}\n  - {name: there, match: {host: moved.test}, via: corp}\n  - {name: noise, match: {host: noise.test}, block: {code: expected}}\ndefault: {direct: true}\n").unwrap();
     let mut command = routecause();
     command.args([
         "check",
@@ -397,7 +398,7 @@ fn recorded_requests_are_decided_again_and_only_what_changes_is_told() {
     assert!(status.success(), "{stderr}");
     assert!(stderr.contains("1 lines are no records"), "{stderr}");
     assert!(
-        stdout.contains("4 of 5 recorded requests would go otherwise"),
+        stdout.contains("5 of 6 recorded requests would go otherwise"),
         "{stdout}"
     );
     assert!(stdout.contains("direct → denied  2×  by no ("), "{stdout}");
@@ -406,10 +407,18 @@ fn recorded_requests_are_decided_again_and_only_what_changes_is_told() {
         "{stdout}"
     );
     assert!(stdout.contains("direct → corp  1×  by there ("), "{stdout}");
+    assert!(
+        stdout.contains("direct → denied  1×, expected  by noise ("),
+        "{stdout}"
+    );
     assert!(!stdout.contains("same.test"), "{stdout}");
     let (_, stdout, _) = run(command.arg("--json"));
     let told: Value = serde_json::from_str(&stdout).unwrap();
-    check!(&told, "schema": "routecause.replay/1", "requests": 5, "changed": 4);
+    check!(&told, "schema": "routecause.replay/1", "requests": 6, "changed": 5);
+    let changes = told["changes"].as_array().unwrap();
+    let expected = changes.iter().filter(|change| change["expected"] == true);
+    let expected: Vec<_> = expected.map(|change| &change["target"]).collect();
+    assert_eq!(expected, ["noise.test:443"]);
 }
 
 #[test]

@@ -101,6 +101,8 @@ pub(super) fn each(
 #[derive(Debug, Default)]
 struct Use {
     passed: u64,
+    /// How often a block with the code `expected` refused it, or would have.
+    expected: u64,
     down: u64,
     up: u64,
     agents: BTreeSet<String>,
@@ -112,7 +114,7 @@ struct Use {
     would: BTreeSet<String>,
 }
 
-/// A policy that lets through what went through, and nothing else.
+/// A policy that lets through what went through, and nothing else. What is expected to be refused stays so.
 pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
     let mut uses: BTreeMap<(u16, &str), Use> = BTreeMap::new();
     let mut upstreams: BTreeMap<&str, Option<(IpAddr, u16)>> = BTreeMap::new();
@@ -123,7 +125,9 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
         let entry = uses.entry((port, host)).or_default();
         let cause = seen.cause.as_deref().unwrap_or_default();
         let has_passed = seen.outcome == Outcome::Success || cause.starts_with("http.status.");
-        if has_passed {
+        if seen.is_expected() {
+            entry.expected += 1;
+        } else if has_passed {
             entry.passed += 1;
             let hop = seen.hop.as_deref().unwrap_or("direct");
             *entry.hops.entry(hop.to_owned()).or_default() += 1;
@@ -139,7 +143,9 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
         entry.would.extend(seen.would.clone());
         entry.agents.extend(seen.agent.clone());
     }
-    let (allowed, refused): (Vec<_>, Vec<_>) = uses.iter().partition(|(_, entry)| entry.passed > 0);
+    let (allowed, rest): (Vec<_>, Vec<_>) = uses.iter().partition(|(_, entry)| entry.passed > 0);
+    let (expected, refused): (Vec<_>, Vec<_>) =
+        rest.into_iter().partition(|(_, entry)| entry.expected > 0);
     let requests: u64 = allowed.iter().map(|(_, entry)| entry.passed).sum();
     let mut text = format!(
         "# An allow-list learned on {}: it covers {requests} request{} to {} target{}, and nothing else.\n\
@@ -170,27 +176,24 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
         let hop = most.map_or("direct", |(hop, _)| hop.as_str());
         ways.entry((hop, *port)).or_default().push((host, entry));
     }
-    text.push_str(if ways.is_empty() {
+    text.push_str(if ways.is_empty() && expected.is_empty() {
         "rules: []\n"
     } else {
         "rules:\n"
     });
+    // In front: a wildcard below may cover such a name. None of theirs may cover what is let through.
+    let mut unwanted: BTreeMap<u16, Vec<(String, String)>> = BTreeMap::new();
+    for ((port, host), entry) in &expected {
+        let count = entry.expected;
+        let why = format!("{count} request{}", plural(count == 1));
+        unwanted.entry(*port).or_default().push((quoted(host), why));
+    }
+    for (port, lines) in unwanted {
+        write_match(&mut text, "expected", port, &lines);
+        text.push_str("    block: {reason: \"expected to be refused\", code: expected}\n");
+    }
     for ((hop, port), hosts) in &ways {
-        let service = match port {
-            80 => "http".to_owned(),
-            443 => "https".to_owned(),
-            port => port.to_string(),
-        };
-        let _ = write!(
-            text,
-            "  - name: {}\n    match:\n      port: {port}\n      host:\n",
-            quoted(&format!("{hop}-{service}"))
-        );
-        let lines = lines(hosts);
-        let width = lines.iter().map(|line| line.0.len()).max().unwrap_or(0);
-        for (pattern, why) in lines {
-            let _ = writeln!(text, "        - {pattern:width$}    # {why}");
-        }
+        write_match(&mut text, hop, *port, &lines(hosts));
         let way = if *hop == "direct" {
             "direct: true".to_owned()
         } else {
@@ -215,6 +218,24 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
         );
     }
     text
+}
+
+/// The head of a rule for some hosts at a port.
+fn write_match(text: &mut String, name: &str, port: u16, lines: &[(String, String)]) {
+    let service = match port {
+        80 => "http".to_owned(),
+        443 => "https".to_owned(),
+        port => port.to_string(),
+    };
+    let name = quoted(&format!("{name}-{service}"));
+    let _ = write!(
+        text,
+        "  - name: {name}\n    match:\n      port: {port}\n      host:\n"
+    );
+    let width = lines.iter().map(|line| line.0.len()).max().unwrap_or(0);
+    for (pattern, why) in lines {
+        let _ = writeln!(text, "        - {pattern:width$}    # {why}");
+    }
 }
 
 /// Patterns with their comments: a wildcard where many names have the same parent.
@@ -381,6 +402,50 @@ mod tests {
         let loaded = config::load(&source, &[("A", "b")].into_iter().collect(), &options);
         let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
         assert_eq!(loaded.policy.rules.len(), 3);
+    }
+
+    #[test]
+    fn what_is_expected_to_be_refused_stays_so() {
+        let mut seen: Vec<_> = [
+            "a.cdn.example:443 direct",
+            "b.cdn.example:443 direct",
+            "c.cdn.example:443 direct",
+            // Only noted; refused; refused once where it passes at another time.
+            "noise.cdn.example:443 direct",
+            "noise.example:443 direct policy.denied.rule",
+            "a.cdn.example:443 direct policy.denied.rule",
+        ]
+        .map(seen)
+        .into();
+        for seen in seen.iter_mut().skip(3) {
+            seen.code = Some("expected".to_owned());
+        }
+        let text = policy(&seen, Timestamp::UNIX_EPOCH);
+        let begin = text.find("rules:").unwrap();
+        let expected = "rules:
+  - name: expected-https
+    match:
+      port: 443
+      host:
+        - noise.cdn.example    # 1 request
+        - noise.example        # 1 request
+    block: {reason: \"expected to be refused\", code: expected}
+  - name: direct-https
+    match:
+      port: 443
+      host:
+        - \"*.cdn.example\"    # 3 requests, 0B down, by pip/1: a.cdn.example, b.cdn.example, c.cdn.example
+    direct: true
+default: {block: {reason: \"not on the list\"}}
+";
+        assert_eq!(&text[begin..], expected);
+        let source = Source::Text {
+            name: "learned".into(),
+            text,
+        };
+        let options = Options::check(Timestamp::UNIX_EPOCH);
+        let loaded = config::load(&source, &[("A", "b")].into_iter().collect(), &options);
+        loaded.unwrap_or_else(|report| panic!("{report}"));
     }
 
     #[test]

@@ -36,6 +36,9 @@ struct Change {
     target: String,
     before: String,
     after: String,
+    /// The block that refused it says that this is expected, or the one that would.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    expected: bool,
     /// The rule or guard that would decide.
     rule: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,8 +93,10 @@ pub(super) fn run(
         }
         replayed.changed += 1;
         let target = seen.target().unwrap_or_default();
+        let expected = seen.is_denied() && seen.is_expected() || after.is_expected;
         let key = (
             target.clone(),
+            expected,
             before.clone(),
             after.word.clone(),
             after.rule.clone(),
@@ -102,6 +107,7 @@ pub(super) fn run(
                 target,
                 before,
                 after: after.word,
+                expected,
                 rule: after.rule,
                 source: after.source,
                 count: 0,
@@ -145,11 +151,12 @@ fn tell(replayed: &Replayed) -> String {
         let source = change.source.as_ref().map(|source| format!(" ({source})"));
         let _ = writeln!(
             text,
-            "  {:<width$}  {} → {}  {}×  by {}{}",
+            "  {:<width$}  {} → {}  {}×{}  by {}{}",
             change.target,
             change.before,
             change.after,
             change.count,
+            if change.expected { ", expected" } else { "" },
             change.rule,
             source.unwrap_or_default()
         );
@@ -176,6 +183,8 @@ fn before(seen: &Seen) -> Option<String> {
 
 struct After {
     word: String,
+    /// The block that would refuse it says that this is expected.
+    is_expected: bool,
     rule: String,
     source: Option<String>,
 }
@@ -232,6 +241,7 @@ fn decide(policy: &Policy, seen: &Seen, client: &Client) -> Option<After> {
     };
     Some(After {
         word,
+        is_expected: outcome.code.as_deref() == Some("expected"),
         rule: outcome.rule,
         source: outcome.source,
     })
