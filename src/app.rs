@@ -400,7 +400,8 @@ impl App {
 
     /// Ends the program: no new connections, then `drain_timeout` for the tunnels, or until `hurry`.
     pub async fn finish(&self, hurry: impl Future<Output = ()>) {
-        self.drain.finish(hurry).await;
+        let open = || self.condition.connections().0;
+        self.drain.finish(hurry, open).await;
         if timeout(LAST_WORKER, self.workers.finish()).await.is_err() {
             tracing::error!("some workers did not end");
         }

@@ -524,6 +524,7 @@ fn a_second_signal_cuts_at_once() {
     proxy.signal(Signal::SIGTERM);
     proxy.diary("draining");
     proxy.signal(Signal::SIGTERM);
+    proxy.diary("cutting what is still open connections=1");
     assert!(wire::is_reset(&client));
     assert!(wire::is_reset(&server));
     let (status, records) = proxy.ended();

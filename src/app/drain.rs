@@ -45,17 +45,26 @@ impl Drain {
         self.tracker.spawn(task);
     }
 
-    /// Ends everything: at once when `hurry` is ready, else when the limit is over or nothing is left.
-    pub async fn finish(&self, hurry: impl Future<Output = ()>) {
+    /// Ends everything: at once when `hurry` is ready, else when the limit is over or nothing is left. `connections` counts
+    /// those that clients have open.
+    pub async fn finish(
+        &self,
+        hurry: impl Future<Output = ()>,
+        connections: impl FnOnce() -> usize,
+    ) {
         self.closing.cancel();
         self.tracker.close();
         tracing::info!(limit = ?self.limit, "draining; a second signal ends it now");
         tokio::select! {
+            biased;
             () = self.tracker.wait() => return,
             () = tokio::time::sleep(self.limit) => {}
             () = hurry => {}
         }
-        tracing::warn!(tasks = self.tracker.len(), "cutting what is still open");
+        let connections = connections();
+        if connections > 0 {
+            tracing::warn!(connections, "cutting what is still open");
+        }
         self.cut.cancel();
         if timeout(LAST_RECORDS, self.tracker.wait()).await.is_err() {
             tracing::error!(tasks = self.tracker.len(), "some tasks did not end");
