@@ -284,11 +284,12 @@ async fn a_person_sees_what_fails_and_why() {
     browser.shoot("failures");
 
     let record = &admin::get(at, "/v1/records?host=bad.test")["records"][0];
-    open(&format!(
-        "/records/{}",
-        record["event.id"].as_str().unwrap()
-    ))
-    .await;
+    let id = record["event.id"].as_str().unwrap();
+    open(&format!("/records/{id}")).await;
+    assert_eq!(
+        browser.text(".copy code").await,
+        format!("routecause explain {id}")
+    );
     assert!(
         browser
             .text("h1")
