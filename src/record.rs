@@ -342,6 +342,12 @@ pub struct Record {
         skip_serializing_if = "Option::is_none"
     )]
     pub idle_before_ms: Option<f64>,
+    /// The longest silence of 30 s and more after which the server still spoke, in milliseconds.
+    #[serde(
+        rename = "egress.idle_survived_ms",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub idle_survived_ms: Option<f64>,
     /// What the cause means and what to do, on failure.
     #[serde(rename = "egress.hint", skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'static, str>>,
@@ -435,6 +441,7 @@ impl Record {
             icmp: None,
             idle_ms: None,
             idle_before_ms: None,
+            idle_survived_ms: None,
             hint: None,
         }
     }

@@ -99,6 +99,9 @@ pub struct End {
     /// The silence before the first of those bytes of the client that no byte of the server
     /// followed; zero if there are none. A device that forgot an idle connection shows here.
     pub idle_before: Duration,
+    /// The longest silence, in whole seconds, after which the server still spoke: nothing on the way had forgotten the
+    /// connection by then.
+    pub idle_survived: Duration,
     /// Who was waited for at the end.
     pub waiting: Waiting,
     /// When the last bytes of the client were read.
@@ -264,6 +267,7 @@ where
         clock: last_byte,
         has_unanswered,
         idle_before: Duration::ZERO,
+        survived: 0,
         client_spoke,
         verdict: None,
         client: None,
@@ -288,6 +292,8 @@ struct Relay<'a> {
     /// What the idle limit counts from: the last byte or FIN.
     clock: Instant,
     has_unanswered: bool,
+    /// The longest silence before a byte of the server, in seconds.
+    survived: u32,
     idle_before: Duration,
     client_spoke: Option<Instant>,
     /// The first event, and the silence before it. In a box: an idle tunnel has no room for what comes once.
@@ -356,6 +362,10 @@ impl Relay<'_> {
             self.client_spoke = Some(now);
         }
         if received.is_some() {
+            let silence = self.idle_before.max(now - self.last_byte).as_secs();
+            if silence > u64::from(self.survived) {
+                self.survived = u32::try_from(silence).unwrap_or(u32::MAX);
+            }
             self.idle_before = Duration::ZERO;
             self.has_unanswered = false;
             self.meter.server_spoke(now);
@@ -470,6 +480,7 @@ impl Relay<'_> {
             server: self.server.unwrap_or(Close::Local),
             idle,
             idle_before: self.idle_before,
+            idle_survived: Duration::from_secs(self.survived.into()),
             client_spoke: self.client_spoke,
             waiting: Waiting {
                 client_to_read: self.down.is_blocked(),

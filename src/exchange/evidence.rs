@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::millis;
 use crate::failure::handshake::Handshake;
-use crate::failure::tunnel::{Ending, Forensics};
+use crate::failure::tunnel::{Ending, Forensics, IDLE};
 use crate::net::tcp_info::TcpInfo;
 use crate::record::{ClientTcp, Record, Reset, ServerTcp, Tls, quote};
 use crate::relay::{End, Reason};
@@ -23,6 +23,9 @@ pub(super) fn tell(ending: &Ending, record: &mut Record) {
     let Ending { end, tls, .. } = ending;
     record.idle_ms = Some(millis(end.idle));
     record.idle_before_ms = Some(millis(end.idle_before)).filter(|ms| *ms > 0.0);
+    record.idle_survived_ms = Some(end.idle_survived)
+        .filter(|silence| *silence >= IDLE)
+        .map(millis);
     record.client_tcp = Some(Box::new(client_tcp(end, ending.client)));
     record.server_tcp = Some(Box::new(server_tcp(end, ending.server)));
     if let Reason::ServerReset(_) = end.reason {

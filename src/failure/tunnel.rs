@@ -21,7 +21,7 @@ pub use forensics::Forensics;
 pub(super) use forensics::{is_blackholed, side_of_reset};
 
 /// A silence after which a broken tunnel is told from one that broke in mid-flow.
-const IDLE: Duration = Duration::from_secs(30);
+pub(crate) const IDLE: Duration = Duration::from_secs(30);
 
 /// A client that waited so long for the server's part of a handshake did not just change its mind.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -436,6 +436,7 @@ mod tests {
                 reason,
                 idle: Duration::from_secs(seconds),
                 idle_before: Duration::ZERO,
+                idle_survived: Duration::ZERO,
                 waiting: Waiting::default(),
                 client_spoke: None,
             },

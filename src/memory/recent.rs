@@ -39,6 +39,8 @@ pub(super) struct Recent {
     pub(super) misdated: Names,
     /// Silences that ended a tunnel, in milliseconds, with their moments.
     silences: VecDeque<(f64, Instant)>,
+    /// By hop, the longest silence that a tunnel outlived.
+    survived: Vec<(Arc<str>, f64, Instant)>,
 }
 
 /// What happened to one host and port.
@@ -373,6 +375,24 @@ impl Recent {
         self.silences.iter().filter(lately).map(|(ms, _)| *ms)
     }
 
+    /// The longest silence that a tunnel by this hop outlived lately, in milliseconds.
+    pub(super) fn survived(&self, hop: &str) -> f64 {
+        let known = self.survived.iter().find(|(known, ..)| **known == *hop);
+        let lately = known.filter(|(_, _, at)| at.elapsed() <= SILENT_WINDOW);
+        lately.map_or(0.0, |(_, ms, _)| *ms)
+    }
+
+    fn survives(&mut self, hop: &Arc<str>, ms: f64, now: Instant) {
+        if self.survived(hop) > ms {
+            return;
+        }
+        self.survived.retain(|(known, ..)| known != hop);
+        if self.survived.len() >= FEW {
+            self.survived.remove(0);
+        }
+        self.survived.push((hop.clone(), ms, now));
+    }
+
     /// For how many sites lately this issuer, which is not trusted here, signed.
     pub(super) fn sites_of_issuer(&mut self, issuer: &str) -> usize {
         self.issuers.get(issuer).map_or(0, |names| names.count())
@@ -402,6 +422,9 @@ impl Recent {
             && let Some(silence) = record.idle_before_ms
         {
             push(&mut self.silences, (silence, now));
+        }
+        if let (Some(silence), Some(hop)) = (record.idle_survived_ms, &record.hop) {
+            self.survives(hop, silence, now);
         }
         let Some(tls) = &record.tls else { return };
         if record.upstream_name.is_none()

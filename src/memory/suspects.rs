@@ -290,16 +290,24 @@ fn upstream(record: &Record) -> Option<Suspect> {
 }
 
 fn idle_timeout(record: &Record, recent: &Recent) -> Option<Suspect> {
-    let silences = recent.silences();
+    if !cause(record).ends_with("_after_idle") {
+        return None;
+    }
+    // A timer lets none live that was silent for longer: what died sooner than others live died of something else.
+    let survived = recent.survived(record.hop.as_deref().unwrap_or_default());
+    let silences = recent.silences().filter(|ms| *ms > survived);
     let count = silences.clone().count();
-    if !cause(record).ends_with("_after_idle") || count < SILENCES {
+    if count < SILENCES || record.idle_before_ms.is_none_or(|ms| ms <= survived) {
         return None;
     }
     let shortest = silences.fold(f64::INFINITY, f64::min);
-    let evidence = [
+    let mut evidence: Vec<Cow<'static, str>> = vec![
         format!("{count}_tunnels_died_of_silence").into(),
         format!("shortest_silence_{:.0}s", shortest / 1000.0).into(),
     ];
+    if survived > 0.0 {
+        evidence.push(format!("longest_silence_survived_{:.0}s", survived / 1000.0).into());
+    }
     Some(suspect("idle_timeout_middlebox", 0.8, evidence))
 }
 

@@ -320,6 +320,50 @@ async fn tunnels_that_die_of_silence_show_a_timer() {
     assert_eq!(record.suspects[0].evidence[1], "shortest_silence_305s");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_outlives_its_silence_speaks_against_a_timer() {
+    let bench = Bench::new();
+    let on = |hop: &str, mut record: Record| {
+        record.hop = Some(hop.into());
+        record
+    };
+    let died = |seconds: f64| {
+        let mut record = failed("a.example", "tunnel.reset_after_idle");
+        record.idle_before_ms = Some(seconds * 1000.0);
+        on("direct", record)
+    };
+    let lived = |hop: &str, seconds: f64| {
+        let mut record = fine("a.example");
+        record.idle_survived_ms = Some(seconds * 1000.0);
+        on(hop, record)
+    };
+    bench.take(died(40.0));
+    bench.take(died(305.0));
+    bench.take(lived("direct", 100.0));
+    bench.take(lived("direct", 50.0));
+    bench.take(lived("corp", 9000.0));
+    // Two of three are no pattern; those that died sooner than others live are none of it.
+    assert!(bench.suspects(died(310.0)).is_empty());
+    let record = bench.take(died(320.0));
+    assert_eq!(
+        record.suspects[0].evidence,
+        [
+            "3_tunnels_died_of_silence",
+            "shortest_silence_305s",
+            "longest_silence_survived_100s"
+        ]
+    );
+    assert!(bench.suspects(died(60.0)).is_empty());
+    bench.take(lived("direct", 400.0));
+    assert!(bench.suspects(died(330.0)).is_empty());
+    // It counts for as long as the deaths do.
+    advance(Duration::from_mins(59)).await;
+    assert!(bench.suspects(died(340.0)).is_empty());
+    advance(Duration::from_mins(2)).await;
+    bench.take(died(350.0));
+    assert_eq!(bench.suspects(died(360.0)), ["idle_timeout_middlebox"]);
+}
+
 #[test]
 fn a_family_that_always_fails_is_broken_even_on_success() {
     let bench = Bench::new();

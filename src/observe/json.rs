@@ -161,6 +161,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         icmp,
         idle_ms,
         idle_before_ms,
+        idle_survived_ms,
         hint,
     } = record;
     let resend_count = (*resend_count > 0).then_some(u64::from(*resend_count));
@@ -268,6 +269,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
     members!(out,
         "egress.idle_ms": idle_ms,
         "egress.idle_before_ms": idle_before_ms,
+        "egress.idle_survived_ms": idle_survived_ms,
         "egress.hint": hint,
     );
     out.push(b'}');

@@ -368,6 +368,7 @@ impl Course {
             server,
             idle: self.moved.elapsed(),
             idle_before: Duration::ZERO,
+            idle_survived: Duration::ZERO,
             waiting: Waiting {
                 server_to_answer: client_spoke.is_some(),
                 ..Waiting::default()

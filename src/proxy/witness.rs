@@ -146,6 +146,7 @@ mod tests {
             server: Close::Local,
             idle: after,
             idle_before: Duration::ZERO,
+            idle_survived: Duration::ZERO,
             waiting: Waiting::default(),
             client_spoke: None,
         };

@@ -193,6 +193,30 @@ async fn either_direction_keeps_the_other_alive() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silence_that_the_server_spoke_after_is_survived() {
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        let mut word = [0];
+        sleep(Duration::from_secs(40)).await;
+        ends.client.write_all(b"?").await.unwrap();
+        ends.server.read_exact(&mut word).await.unwrap();
+        ends.server.write_all(b"!").await.unwrap();
+        ends.client.read_exact(&mut word).await.unwrap();
+        sleep(Duration::from_secs(90)).await;
+        ends.server.write_all(b"!").await.unwrap();
+        ends.client.read_exact(&mut word).await.unwrap();
+        // Nobody answers this one.
+        sleep(Duration::from_secs(200)).await;
+        ends.client.write_all(b"?").await.unwrap();
+        ends.server.read_exact(&mut word).await.unwrap();
+        drop(ends);
+    };
+    let ((end, _), ()) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert_eq!(end.idle_survived, Duration::from_secs(90));
+    assert_eq!(end.idle_before, Duration::from_secs(200));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_relay_ends_at_its_longest_duration() {
     let started = Instant::now();
     let (mut ends, running) = pipes(64);

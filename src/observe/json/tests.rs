@@ -146,6 +146,7 @@ fn a_record_with_little_or_everything_in_it_is_as_serde_writes_it() {
         }),
         idle_ms: Some(5.0),
         idle_before_ms: Some(6.0),
+        idle_survived_ms: Some(7.0),
         hint: Some(nasty().into()),
         ..little
     };
