@@ -358,8 +358,9 @@ fn every_hop_has_its_part_of_the_budget_and_the_last_no_limit() {
         defaults: "timeouts: {hello: 10s}",
     });
     let hello = hello();
-    let (client, first) = scene.open();
+    // The budget begins before the connection stands.
     let since = Instant::now();
+    let (client, first) = scene.open();
     wire::send(&client, &hello);
     wire::read_exact(&first, hello.len());
     // Long before `hello` is over.
