@@ -1,6 +1,6 @@
 //! Who asked.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -21,6 +21,16 @@ pub struct Client {
 }
 
 impl Client {
+    /// This process, which asks in its own name; `what_for` stands in the place of a listener's name.
+    pub fn ourselves(what_for: &str) -> Self {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            peer: here,
+            local: here,
+            listener: what_for.into(),
+        }
+    }
+
     /// The client's address, a v4-mapped one as IPv4.
     pub fn ip(&self) -> IpAddr {
         canonical_ip(self.peer.ip())

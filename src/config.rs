@@ -23,6 +23,7 @@ mod stand_in;
 mod trials;
 mod upstreams;
 mod users;
+mod web;
 mod written;
 mod yaml;
 
@@ -269,7 +270,7 @@ fn assemble(
         listeners.instead = named.collect();
     }
     let sets = matchers::sets(raw.sets.as_ref(), findings);
-    let scripts = upstreams::scripts(raw.upstreams.as_ref(), findings);
+    let scripts = upstreams::pac::sources(raw.upstreams.as_ref(), findings);
     let context = check::Context {
         environment,
         own: &own,

@@ -126,12 +126,12 @@ pub enum Failure {
         upstream: Arc<str>,
     },
     /// A script that names no way out.
-    #[error("PAC file {file} of {upstream}: {error}")]
+    #[error("PAC file {place} of {upstream}: {error}")]
     Pac {
         /// The name in the policy.
         upstream: Arc<str>,
-        /// The file.
-        file: Arc<str>,
+        /// The file, or its URL.
+        place: Arc<str>,
         /// Why it does not.
         error: PacError,
     },

@@ -25,24 +25,61 @@ pub const LIMIT: Duration = Duration::from_secs(5);
 /// So many ways are taken of one answer.
 const MOST_WAYS: usize = 16;
 
+/// Where a script comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file, which was read with the policy.
+    File(Script),
+    /// A web server, which is asked when the first request comes, and again from time to time.
+    Url(Arc<Location>),
+}
+
+impl Source {
+    /// The file, or the URL.
+    pub fn place(&self) -> &Arc<str> {
+        match self {
+            Self::File(script) => &script.place,
+            Self::Url(location) => &location.url,
+        }
+    }
+}
+
+/// Where a web server has a script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The URL, as it is written.
+    pub url: Arc<str>,
+    /// Whether the server is asked by TLS.
+    pub is_https: bool,
+    /// The server.
+    pub server: Target,
+    /// The path, and the query where there is one.
+    pub path: Arc<str>,
+    /// For how long a script is used before it is asked for again.
+    pub every: Duration,
+}
+
 /// A script, as it was read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Script {
-    /// Its file.
-    pub file: Arc<str>,
+    /// Its file, or its URL.
+    pub place: Arc<str>,
     /// Its text.
     pub text: Arc<str>,
 }
 
 impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Script({})", self.file)
+        write!(f, "Script({})", self.place)
     }
 }
 
 /// Why a script names no way.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PacError {
+    /// The web server does not give it.
+    #[error("it cannot be fetched: {0}")]
+    Fetch(String),
     /// It is no script, or throws.
     #[error("the script fails: {0}")]
     Script(String),

@@ -12,6 +12,7 @@ use crate::proxy::pool::Pool;
 use crate::route::assemble::{Assembled, assemble};
 use crate::route::fault::Tally;
 use crate::route::health::{self, Health, Watched};
+use crate::route::pac::Fetched;
 use crate::route::world::World;
 use crate::route::{Dial, Names};
 
@@ -31,12 +32,14 @@ pub struct Snapshot {
     /// Its upstreams.
     pub upstreams: Vec<Arc<Watched>>,
     faults: Vec<Arc<Tally>>,
+    scripts: Vec<Arc<Fetched>>,
     routes: Vec<Arc<dyn Dial>>,
     health: Vec<Option<Arc<Health>>>,
 }
 
 impl Snapshot {
-    /// Sets a policy to work, in the place of the one `before`: what is known of its upstreams still holds. What `resolver`
+    /// Sets a policy to work, in the place of the one `before`: what is known of its upstreams still holds, and what was fetched of its
+    /// scripts. What `resolver`
     /// remembers is taken over, as far as the policy names the same servers. `pools`, one for each worker, keep nothing yet. Its
     /// hops lead into `world` where there is one.
     pub fn new(
@@ -56,11 +59,13 @@ impl Snapshot {
         });
         let policy = Arc::new(policy);
         let health = health::of_policy(&policy, before.map_or(&[], |before| &before.health));
-        let (names, assembled) = assemble(&policy, resolver, &health, world);
+        let scripts = before.map_or(&[][..], |before| &before.scripts);
+        let (names, assembled) = assemble(&policy, resolver, &health, scripts, world);
         let Assembled {
             routes,
             upstreams,
             faults,
+            scripts,
         } = assembled;
         Self {
             policy,
@@ -70,6 +75,7 @@ impl Snapshot {
             pools,
             upstreams,
             faults,
+            scripts,
             routes,
             health,
         }

@@ -182,6 +182,16 @@ impl Target {
             && port.is_ok_and(|port| port == self.port)
     }
 
+    /// This target as it prints, without the port where that is `default_port`, as a URL or a Host field has it.
+    pub fn authority(&self, default_port: u16) -> String {
+        let mut text = self.to_string();
+        if self.port == default_port {
+            let port = text.rfind(':');
+            text.truncate(port.unwrap_or(text.len()));
+        }
+        text
+    }
+
     /// Whether `text` is this target as it prints, without the port where that is `default_port`. May say no where it is:
     /// what it saves is the printing.
     pub fn is_written(&self, text: &[u8], default_port: u16) -> bool {

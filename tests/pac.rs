@@ -351,6 +351,120 @@ fn a_change_of_the_file_is_a_reload_and_a_broken_one_changes_nothing() {
     goes_to(&two);
 }
 
+/// Everything by the script of a web server, with `more` of the policy.
+fn fetched(url: &str, more: &str) -> String {
+    format!("version: 1\nupstreams: {{office: {{pac: '{url}'}}}}\n{more}default: {{via: office}}\n")
+}
+
+fn answer(script: &str) -> String {
+    let length = script.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{script}")
+}
+
+#[test]
+fn a_script_of_a_web_server_is_fetched_once_and_outlives_a_reload() {
+    let (upstream, server) = (Listening::new(), Listening::new());
+    let url = format!("http://{}/wpad/proxy.pac?site=1", server.address);
+    let proxy = Proxy::start(&fetched(&url, ""));
+    let client = proxy.connect();
+    wire::send(&client, connect("a.example:443"));
+    let (web, head) = server.hear();
+    assert!(
+        head.starts_with("GET /wpad/proxy.pac?site=1 HTTP/1.1\r\n"),
+        "{head}"
+    );
+    let host = server.address.to_string();
+    assert_eq!(wire::field(&head, "host"), Some(&*host), "{head}");
+    for secret in ["authorization", "proxy-authorization", "cookie"] {
+        assert_eq!(wire::field(&head, secret), None, "{head}");
+    }
+    let script = format!(
+        "function FindProxyForURL(url, host) {{ return 'PROXY {}' }}",
+        upstream.address
+    );
+    wire::send(&web, answer(&script));
+    drop(web);
+    let opens = |client: &TcpStream| {
+        let (behind, head) = upstream.hear();
+        assert!(head.starts_with("CONNECT a.example:443 "), "{head}");
+        wire::send(&behind, OPEN);
+        assert_eq!(wire::status(&wire::read_head(client)), 200);
+        end(client, behind);
+        check!(&proxy.record(), "event.outcome": "success", "egress.route": "office",
+            "egress.hop": (format!("http://{}", upstream.address)));
+    };
+    opens(&client);
+    proxy.replace("policy.yaml", &fetched(&url, "rules: []\n"));
+    proxy.diary("reloaded");
+    let client = proxy.connect();
+    wire::send(&client, connect("a.example:443"));
+    opens(&client);
+    assert!(server.is_untouched());
+}
+
+#[test]
+fn a_script_that_a_web_server_does_not_give_lets_nothing_out() {
+    for (said, told) in [
+        (
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            "the server answered 404 Not Found",
+        ),
+        (
+            "HTTP/1.1 302 Found\r\nLocation: http://b/proxy.pac\r\nContent-Length: 0\r\n\r\n"
+                .to_owned(),
+            "the server answered 302 Found and leads to http://b/proxy.pac: write that URL",
+        ),
+        (answer("<html>log in first</html>"), "the script fails: "),
+        (
+            answer("var a = 1"),
+            "the script has no function FindProxyForURL",
+        ),
+        (String::new(), "it cannot be fetched: "),
+    ] {
+        let server = Listening::new();
+        let proxy = Proxy::start(&fetched(&format!("http://{}/a", server.address), ""));
+        let clients = [proxy.connect(), proxy.connect()];
+        for client in &clients {
+            wire::send(client, get("web.example:81"));
+        }
+        let (web, _) = server.hear();
+        wire::send(&web, &said);
+        drop(web);
+        // Whoever waited, and who comes next, learns the same of one question.
+        let late = proxy.connect();
+        wire::send(&late, get("web.example:81"));
+        for client in clients.iter().chain([&late]) {
+            let (head, body) = wire::read_answer(client);
+            assert!(
+                head.starts_with("HTTP/1.1 502 upstream.pac_failed: "),
+                "{head}"
+            );
+            assert!(body.contains(told), "{body}");
+        }
+        for record in proxy.records(3) {
+            check!(&record, "error.type": "upstream.pac_failed", "egress.route": "office");
+        }
+        assert!(server.is_untouched(), "{told}");
+    }
+}
+
+#[test]
+fn a_web_server_that_cannot_be_reached_is_named() {
+    let nowhere = Origin::nowhere();
+    let proxy = Proxy::start(&fetched(&format!("http://{nowhere}/proxy.pac"), ""));
+    let client = proxy.connect();
+    wire::send(&client, get("web.example:81"));
+    let (head, body) = wire::read_answer(&client);
+    assert!(
+        head.starts_with("HTTP/1.1 502 upstream.pac_failed: "),
+        "{head}"
+    );
+    let told = format!(
+        "PAC file http://{nowhere}/proxy.pac of office: it cannot be fetched: connect to {nowhere}: Connection refused"
+    );
+    assert!(body.contains(&told), "{body}");
+}
+
 #[test]
 fn what_is_wrong_with_a_pac_file_is_told_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
@@ -384,9 +498,29 @@ fn what_is_wrong_with_a_pac_file_is_told_with_its_place() {
             "2:27: error: ",
         ),
         (
-            "{office: {pac: 'http://wpad/proxy.pac'}}",
+            "{office: {pac: 'http://wpad/proxy.pac', every: 1h}}",
             "default: {via: office}",
-            "2:27: error: a PAC file is a file, not a URL",
+            "",
+        ),
+        (
+            "{office: {pac: 'ftp://wpad/proxy.pac'}}",
+            "default: {via: office}",
+            "2:27: error: `ftp://wpad/proxy.pac` does not begin with http:// or https://",
+        ),
+        (
+            "{office: {pac: 'http://me:hunter2@wpad/proxy.pac'}}",
+            "default: {via: office}",
+            "2:27: error: credentials do not stand in a policy",
+        ),
+        (
+            "{office: {pac: 'http://wpad/proxy.pac', every: 1s}}",
+            "default: {via: office}",
+            "2:59: error: a PAC file is fetched again after 10s to 24h",
+        ),
+        (
+            "{office: {pac: good.pac, every: 1h}}",
+            "default: {via: office}",
+            "2:44: error: a PAC file that is a file is read again when it changes",
         ),
         (
             "{office: {pac: good.pac, url: 'http://a:1'}}",
@@ -415,6 +549,7 @@ fn what_is_wrong_with_a_pac_file_is_told_with_its_place() {
         } else {
             assert_eq!(status.code(), Some(78), "{told}");
             assert!(told.contains(expected), "{upstreams}: {told}");
+            assert!(!told.contains("hunter2"), "{told}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Upstreams that are asked from time to time, without a request, whether they work.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use http::Version;
@@ -48,23 +48,17 @@ async fn run(upstream: Arc<Watched>, probe: Probe, plan: Plan) {
 
 /// What a probe asks for: in our own name, from this machine.
 fn plan(probe: &Probe, proxy: &Proxy, policy: &crate::policy::Policy) -> Plan {
-    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (purpose, target) = match &probe.connect {
         Some(target) => (Purpose::Tunnel, target.clone()),
         // Nobody is told of it.
         None => (
             Purpose::Reach,
-            Target::new(Host::Ip(here.ip()), here.port()),
+            Target::new(Host::Ip(Ipv4Addr::LOCALHOST.into()), 0),
         ),
     };
     let via = proxy.identity.via.entry(Version::HTTP_11);
-    let client = Client {
-        peer: here,
-        local: here,
-        listener: "probe".into(),
-    };
     Plan {
         via: String::from_utf8_lossy(via.as_bytes()).into_owned(),
-        ..Plan::new(policy, client, target, purpose)
+        ..Plan::new(policy, Client::ourselves("probe"), target, purpose)
     }
 }

@@ -283,8 +283,8 @@ causes! {
         "508",
         "the upstream proxy found a loop: it sends requests back to us";
     UpstreamPacFailed: "upstream.pac_failed", Upstream, Some(502), Certain, Some("proxy_configuration_error"),
-        "the script of a PAC file throws, takes too long or too much, or names no way that is understood",
-        "the message says where the script fails: mend it, or route the host without it";
+        "the script of a PAC file cannot be fetched, throws, takes too long or too much, or names no way that is understood",
+        "the message says what is wrong with the script: mend it, or route the host without it";
     UpstreamCircuitOpen: "upstream.circuit_open", Upstream, Some(503), Certain, Some("destination_unavailable"),
         "the upstream failed as often in a row as its health allows: passed over without a try",
         "the message names the last failure and says when the upstream is tried again: look at the upstream, or at its health in the policy";

@@ -1,7 +1,6 @@
 //! `routecause connect HOST PORT`: a tunnel through a proxy on standard input and output, as ssh's `ProxyCommand` wants it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -237,16 +236,11 @@ async fn open_by(url: &str, target: &Target) -> Result<Tunnel, Refusal> {
     let env = [("HTTPS_PROXY", url)].into_iter().collect();
     let policy = of_text(BY_PROXY, &env).map_err(|error| unusable(error.to_string()))?;
     let health = health::of_policy(&policy, &[]);
-    let (_, built) = assemble(&policy, &Resolver::from_system(), &health, None);
+    let (_, built) = assemble(&policy, &Resolver::from_system(), &health, &[], None);
     let mut ways = policy.routes.iter().zip(built.routes);
     let way = ways.find(|(route, _)| matches!(route.spec, RouteSpec::Upstream(_)));
     let (_, way) = way.ok_or_else(|| unusable("it is no proxy".to_owned()))?;
-    let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
-    let client = Client {
-        peer: here,
-        local: here,
-        listener: "connect".into(),
-    };
+    let client = Client::ourselves("connect");
     let plan = Plan::new(&policy, client, target.clone(), Purpose::Tunnel);
     let Conn { wire, early, .. } = way.dial(&plan, &Trail::default()).await?;
     Ok(Tunnel {

@@ -126,7 +126,7 @@ fn tell_of(name: &str, args: &DnsArgs, env: &Environment) -> u8 {
 
 async fn ask_all(policy: &Arc<Policy>, name: &Arc<str>) -> Told {
     let health = health::of_policy(policy, &[]);
-    let (names, _ways) = assemble(policy, &Resolver::from_system(), &health, None);
+    let (names, _ways) = assemble(policy, &Resolver::from_system(), &health, &[], None);
     let chosen = policy.dns.choose(name, None).0;
     let label = |at: usize| match policy.dns.asks.get(at).and_then(|ask| ask.server.as_ref()) {
         Some(server) => server.name.to_string(),

@@ -224,7 +224,7 @@ fn look_up(policy: &Arc<Policy>, target: &Target, dns: Option<AskId>) -> anyhow:
         .build()?;
     let found = runtime.block_on(async {
         let health = health::of_policy(policy, &[]);
-        let (names, _ways) = assemble(policy, &Resolver::from_system(), &health, None);
+        let (names, _ways) = assemble(policy, &Resolver::from_system(), &health, &[], None);
         let names = names.of_target(&target.host, dns);
         names
             .lookup(&target.host, policy.timeouts.dns, &Trail::default())

@@ -19,7 +19,7 @@ use super::faults::Profiles;
 use super::matchers;
 use super::raw;
 use super::upstreams::{DIRECT, Routes};
-use crate::pac::Script;
+use crate::pac::Source;
 use crate::policy::chain::{Commit, Retry};
 use crate::policy::flight::SniMismatch;
 use crate::policy::guard::{Exception, Guards, Loopback, is_never_admitted};
@@ -43,8 +43,8 @@ pub(super) struct Context<'c> {
     pub(super) clients: &'c Clients,
     /// Its sets: they are read from files, and the same in every environment.
     pub(super) sets: &'c [Arc<Set>],
-    /// The scripts of its PAC files, by where they are named; the same.
-    pub(super) scripts: &'c [(Place, Script)],
+    /// Where the scripts of its PAC files come from, by where they are named; the same.
+    pub(super) scripts: &'c [(Place, Source)],
     /// What becomes of secrets that cannot be had; `None` looks for none.
     pub(super) secrets: Option<Secrets>,
     pub(super) now: Timestamp,

@@ -3,14 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::Uri;
-use http::uri::Scheme;
-
 use super::check::Context;
 use super::decode::{At, clip, nearest};
 use super::diag::{Findings, Place};
 use super::raw;
 use super::upstreams::{Routes, tls::certificates};
+use super::web;
 use crate::policy::RouteId;
 use crate::policy::dns::{Ask, AskId, Cache, Dns, Prefer, Secure, Server, Transport};
 use crate::target::{Host, Target, TargetError};
@@ -21,7 +19,6 @@ const MOST_ADDRESSES: usize = 8;
 const MOST_ENTRIES: u64 = 1_000_000;
 
 const TLS_PORT: u16 = 853;
-const HTTPS_PORT: u16 = 443;
 
 /// The name servers of a policy, by the names that rules know.
 #[derive(Debug, Default)]
@@ -289,33 +286,14 @@ fn url(text: &At<String>, findings: &mut Findings<'_>) -> Option<(Target, Arc<st
         findings.error(text.place, message).with_help(help);
     };
     let written = text.strip_suffix("{?dns}").unwrap_or(text);
-    let Ok(uri) = written.parse::<Uri>() else {
-        refuse(format!("`{}` is no URL", clip(text)));
-        return None;
-    };
-    if uri.scheme() != Some(&Scheme::HTTPS) {
-        refuse(format!("`{}` does not begin with https://", clip(text)));
-        return None;
-    }
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    if authority.contains('@') {
-        refuse("credentials do not stand in a policy".to_owned());
-        return None;
-    }
-    if uri.query().is_some() || uri.path() == "/" || written.contains('#') {
-        refuse("the URL is a host and a path, without a query".to_owned());
-        return None;
-    }
-    let target = match Target::from_authority(authority) {
-        Err(TargetError::MissingPort(_)) => {
-            Target::from_authority(&format!("{authority}:{HTTPS_PORT}"))
+    match web::url(written, false) {
+        Ok(web) if web.query.is_some() || &*web.path == "/" || written.contains('#') => {
+            refuse("the URL is a host and a path, without a query".to_owned());
+            None
         }
-        other => other,
-    };
-    match target {
-        Ok(target) => Some((target, uri.path().into())),
-        Err(error) => {
-            refuse(error.to_string());
+        Ok(web) => Some((web.server, web.path)),
+        Err(message) => {
+            refuse(message);
             None
         }
     }

@@ -1,6 +1,7 @@
 //! Upstreams and their secrets: from URLs and references to routes.
 
 mod auth;
+pub(super) mod pac;
 mod spec;
 pub(super) mod tls;
 
@@ -15,10 +16,8 @@ use super::env::{
 };
 use super::faults::Profiles;
 use super::groups;
-use super::include;
 use super::raw;
 use super::yaml::{Node, Value};
-use crate::pac::{self, Script};
 use crate::policy::chain::Chain;
 use crate::policy::fault::Fault;
 use crate::policy::group::Group;
@@ -79,11 +78,11 @@ impl Routes {
                 ..
             }) = upstream
             {
-                let script = context.scripts.iter().find(|(at, _)| *at == file.place);
-                let route = script.map_or(RouteId::DIRECT, |(_, script)| {
+                let source = context.scripts.iter().find(|(at, _)| *at == file.place);
+                let route = source.map_or(RouteId::DIRECT, |(_, source)| {
                     this.push_route(Route {
                         name: name.value.as_str().into(),
-                        spec: RouteSpec::Pac(script.clone()),
+                        spec: RouteSpec::Pac(source.clone()),
                     })
                 });
                 let both = ByScheme {
@@ -484,47 +483,6 @@ impl Routes {
             spec: RouteSpec::Upstream(Arc::new(spec)),
         })
     }
-}
-
-/// Reads the scripts of PAC files, by where they are named.
-pub(super) fn scripts(
-    raw: Option<&At<Named<raw::upstreams::AnyUpstream>>>,
-    findings: &mut Findings<'_>,
-) -> Vec<(Place, Script)> {
-    let mut scripts = Vec::new();
-    for (_, upstream) in raw.iter().flat_map(|raw| raw.iter()) {
-        let raw::upstreams::AnyUpstream::Pac(raw::upstreams::PacFile { pac: Some(at), .. }) =
-            upstream
-        else {
-            continue;
-        };
-        if !pac::is_built_in() {
-            let message = "this build evaluates no PAC files";
-            let help = "build routecause with `--features pac`";
-            findings.error(at.place, message).with_help(help);
-            continue;
-        }
-        if at.contains("://") {
-            let message = "a PAC file is a file, not a URL";
-            let help = "fetch it to a file beside the policy: a change of it is a reload";
-            findings.error(at.place, message).with_help(help);
-            continue;
-        }
-        let Some((_, text)) = include::script(at, findings) else {
-            continue;
-        };
-        if let Err(error) = pac::check(&text) {
-            let message = format!("`{}`: {error}", clip(at));
-            findings.error(at.place, message);
-            continue;
-        }
-        let script = Script {
-            file: at.value.as_str().into(),
-            text: text.into(),
-        };
-        scripts.push((at.place, script));
-    }
-    scripts
 }
 
 /// Checks the name of a route.

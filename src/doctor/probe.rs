@@ -8,7 +8,7 @@ mod matrix;
 mod names;
 
 use std::io::Cursor;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,8 +249,7 @@ impl<'a> Doctor<'a> {
         progress: Progress<'a>,
     ) -> (Self, Vec<Arc<dyn Dial>>) {
         let health = health::of_policy(policy, &[]);
-        let (names, built) = assemble(policy, resolver, &health, None);
-        let here = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let (names, built) = assemble(policy, resolver, &health, &[], None);
         let doctor = Self {
             policy,
             names,
@@ -261,11 +260,7 @@ impl<'a> Doctor<'a> {
                 proxy_reply: REPLY,
                 ..(*policy.timeouts).clone()
             }),
-            client: Client {
-                peer: here,
-                local: here,
-                listener: "doctor".into(),
-            },
+            client: Client::ourselves("doctor"),
             progress,
         };
         (doctor, built.routes.clone())

@@ -8,7 +8,7 @@ use super::chain::Chain;
 use super::fault::{Fault, Point};
 use super::group::{Balance, Group, rank};
 use super::upstream::Upstream;
-use crate::pac::Script;
+use crate::pac::Source;
 
 /// A route for each of the two kinds of request: they differ where an upstream comes from the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum RouteSpec {
     /// Through another proxy.
     Upstream(Arc<Upstream>),
     /// By what a script says of each request.
-    Pac(Script),
+    Pac(Source),
     /// Another route, with interference.
     Faulty {
         /// That route, which it is named after.

@@ -225,10 +225,7 @@ pub fn address(parts: &mut request::Parts, target: &Target, form: &Form) {
     let text = path.map_or("/", PathAndQuery::as_str);
     let slash = if text.starts_with('/') { "" } else { "/" };
     let is_canonical = |host: &HeaderValue| target.is_written(host.as_bytes(), 80);
-    let authority = || match target.port {
-        80 => target.to_string().trim_end_matches(":80").to_owned(),
-        _ => target.to_string(),
-    };
+    let authority = || target.authority(80);
     let uri: Result<Uri, _> = match (form, path) {
         // What was parsed is not parsed again.
         (Form::Origin, Some(path)) if slash.is_empty() => Ok(Uri::from(path.clone())),

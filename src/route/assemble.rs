@@ -7,7 +7,7 @@ use super::direct::Direct;
 use super::fault::{Faulty, Tally};
 use super::group::{Group, Member};
 use super::health::{Health, Watched};
-use super::pac::Pac;
+use super::pac::{Fetched, Pac};
 use super::tunnel::Through;
 use super::upstream::Upstream;
 use super::world::{Hop, World};
@@ -24,10 +24,12 @@ pub struct Assembled {
     pub upstreams: Vec<Arc<Watched>>,
     /// The faults among them, one for each use.
     pub faults: Vec<Arc<Tally>>,
+    /// What their scripts are, where web servers have them.
+    pub scripts: Vec<Arc<Fetched>>,
 }
 
 /// Builds the resolver of a policy, and its ways out, whose hops are known by `health` and lead into `world`. What `resolver`
-/// remembers is taken over.
+/// remembers is taken over, and what was fetched of `scripts`.
 #[expect(
     clippy::indexing_slicing,
     reason = "ids are places in the policy that the routes are built from"
@@ -36,11 +38,12 @@ pub fn assemble(
     policy: &Arc<Policy>,
     resolver: &Resolver,
     health: &[Option<Arc<Health>>],
+    scripts: &[Arc<Fetched>],
     world: Option<&Arc<dyn World>>,
 ) -> (Names, Assembled) {
     let resolver = Arc::new(resolver.under(policy));
     let names = Names::new(policy.clone(), resolver.clone());
-    let built = ways(policy, &names, health, world);
+    let built = ways(policy, &names, health, scripts, world);
     let routes = &built.routes;
     resolver.lead(|RouteId(at)| Arc::new(Through::new(&routes[at], policy.timeouts.clone())));
     (names, built)
@@ -50,6 +53,7 @@ fn ways(
     policy: &Arc<Policy>,
     names: &Names,
     health: &[Option<Arc<Health>>],
+    scripts: &[Arc<Fetched>],
     world: Option<&Arc<dyn World>>,
 ) -> Assembled {
     let mut built = Assembled::default();
@@ -73,14 +77,20 @@ fn ways(
                 legs(policy, chain, &built.routes),
                 chain.clone(),
             )),
-            RouteSpec::Pac(script) => Arc::new(Pac::new(
-                name,
-                script.clone(),
-                policy.clone(),
-                names.clone(),
-                Arc::new(Direct::new("direct".into(), policy.clone(), names.clone())),
-                &built.routes,
-            )),
+            RouteSpec::Pac(source) => {
+                let direct = Direct::new("direct".into(), policy.clone(), names.clone());
+                let pac = Pac::new(
+                    name,
+                    source,
+                    scripts.iter().find(|script| script.is_of(source)),
+                    policy.clone(),
+                    names.clone(),
+                    Arc::new(direct),
+                    &built.routes,
+                );
+                built.scripts.extend(pac.fetched().cloned());
+                Arc::new(pac)
+            }
             RouteSpec::Faulty { inner, fault } => {
                 // The hops that one use strikes are counted together.
                 let known = built.faults.iter().find(|tally| *tally.fault() == **fault);

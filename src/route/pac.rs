@@ -3,12 +3,22 @@
 //! A script evaluates on a thread of its own, one request after another. What it names is dialled like everything else, under
 //! the guards. A proxy that the policy knows by its URL is that upstream; to any other nobody says who we are.
 
+mod fetch;
+#[cfg(not(feature = "pac"))]
+mod no_worker;
+#[cfg(feature = "pac")]
+mod worker;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
+pub use self::fetch::Fetched;
+use self::fetch::Fetcher;
+#[cfg(not(feature = "pac"))]
+use self::no_worker as worker;
 use super::chain::{Chain, Leg};
 use super::health::{Health, Watched};
 use super::upstream::Upstream;
@@ -16,7 +26,7 @@ use super::{BoxFuture, Conn, Dial, Names, Plan, Purpose};
 use crate::cause::Class;
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify};
-use crate::pac::{self, LIMIT, PacError, Script, Way};
+use crate::pac::{self, LIMIT, PacError, Script, Source, Way};
 use crate::policy::chain as written;
 use crate::policy::health::Health as HealthSpec;
 use crate::policy::upstream::{Forward, Protocol, Upstream as Spec};
@@ -28,7 +38,7 @@ const MOST_PROXIES: usize = 256;
 /// A script that names ways out.
 pub struct Pac {
     name: Arc<str>,
-    script: Script,
+    origin: Origin,
     policy: Arc<Policy>,
     names: Names,
     direct: Arc<dyn Dial>,
@@ -36,7 +46,14 @@ pub struct Pac {
     known: Vec<(Way, Hop)>,
     /// Others that were named.
     found: Mutex<HashMap<Way, Hop>>,
-    asked: Mutex<Option<worker::Asked>>,
+    /// The script that evaluates, and where it is asked.
+    asked: Mutex<Option<(Script, worker::Asked)>>,
+}
+
+/// Where the script comes from.
+enum Origin {
+    Read(Script),
+    Fetched(Arc<Fetcher>),
 }
 
 /// A way out with its name.
@@ -44,15 +61,17 @@ type Hop = (Arc<str>, Arc<dyn Dial>);
 
 impl fmt::Debug for Pac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pac({}, {:?})", self.name, self.script)
+        write!(f, "Pac({}, {})", self.name, self.origin.place())
     }
 }
 
 impl Pac {
-    /// A script under a policy, whose ways out are `routes`: at least direct, and all upstreams.
+    /// A script under a policy, whose ways out are `routes`: at least direct, and all upstreams. What was `fetched` before goes
+    /// on.
     pub fn new(
         name: Arc<str>,
-        script: Script,
+        source: &Source,
+        fetched: Option<&Arc<Fetched>>,
         policy: Arc<Policy>,
         names: Names,
         direct: Arc<dyn Dial>,
@@ -74,9 +93,18 @@ impl Pac {
                 };
                 Some((way, (route.name.clone(), dial.clone())))
             });
+        let origin = match source {
+            Source::File(script) => Origin::Read(script.clone()),
+            Source::Url(location) => {
+                let fetched = fetched.cloned();
+                let fetched = fetched.unwrap_or_else(|| Arc::new(Fetched::new(location.clone())));
+                let fetcher = Fetcher::new(name.clone(), fetched, policy.clone(), names.clone());
+                Origin::Fetched(Arc::new(fetcher))
+            }
+        };
         Self {
             name,
-            script,
+            origin,
             known: known.collect(),
             policy,
             names,
@@ -94,7 +122,7 @@ impl Pac {
                 trail.hop(&self.name);
                 let failure = Failure::Pac {
                     upstream: self.name.clone(),
-                    file: self.script.file.clone(),
+                    place: self.origin.place().clone(),
                     error,
                 };
                 trail.failed(classify(&failure), started.elapsed());
@@ -132,19 +160,35 @@ impl Pac {
             Purpose::Tunnel | Purpose::Reach => ("https", 443),
             Purpose::Forward => ("http", 80),
         };
-        let target = plan.target.to_string();
-        let place = match target.strip_suffix(&format!(":{usual}")) {
-            Some(host) if plan.target.port == usual => host,
-            _ => &target,
-        };
+        let place = plan.target.authority(usual);
         let (url, host) = (format!("{scheme}://{place}/"), plan.target.host.to_string());
-        let asked = {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            asked
-                .get_or_insert_with(|| worker::start(self.script.clone(), self.names.clone()))
-                .clone()
+        let script = match &self.origin {
+            Origin::Read(script) => script.clone(),
+            Origin::Fetched(fetcher) => fetcher.script(plan.within(LIMIT)).await?,
         };
+        let asked = self.asked(script);
         worker::ask(&asked, url, host, plan.within(LIMIT)).await
+    }
+
+    /// Where the script is asked. Another than before gets another thread.
+    fn asked(&self, script: Script) -> worker::Asked {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*asked {
+            Some((at_work, asked)) if Arc::ptr_eq(&at_work.text, &script.text) => asked.clone(),
+            Some(_) | None => {
+                let started = worker::start(script.clone(), self.names.clone());
+                *asked = Some((script, started.clone()));
+                started
+            }
+        }
+    }
+
+    /// What was fetched, where the script comes from a web server.
+    pub(super) fn fetched(&self) -> Option<&Arc<Fetched>> {
+        match &self.origin {
+            Origin::Read(_) => None,
+            Origin::Fetched(fetcher) => Some(fetcher.fetched()),
+        }
     }
 
     fn hop(&self, way: &Way) -> Hop {
@@ -194,6 +238,15 @@ impl Pac {
     }
 }
 
+impl Origin {
+    fn place(&self) -> &Arc<str> {
+        match self {
+            Self::Read(script) => &script.place,
+            Self::Fetched(fetcher) => &fetcher.fetched().location().url,
+        }
+    }
+}
+
 impl Dial for Pac {
     fn dial<'a>(
         &'a self,
@@ -206,147 +259,5 @@ impl Dial for Pac {
     /// What it says may hang on the time.
     fn is_lasting(&self) -> bool {
         false
-    }
-}
-
-#[cfg(feature = "pac")]
-mod worker {
-    //! The thread that a script has to itself.
-
-    use std::net::{IpAddr, Ipv4Addr};
-    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::thread;
-    use std::time::Duration;
-
-    use tokio::runtime::Handle;
-    use tokio::sync::oneshot;
-    use tokio::time::{Instant, timeout_at};
-
-    use crate::exchange::Trail;
-    use crate::pac::{Engine, LIMIT, PacError, Script, THREAD_STACK};
-    use crate::route::Names;
-    use crate::target::Host;
-
-    /// So many requests wait for their turn.
-    const QUEUE: usize = 1024;
-
-    /// One lookup of a script's takes no longer.
-    const LOOKUP: Duration = Duration::from_secs(2);
-
-    pub(super) type Asked = SyncSender<Question>;
-
-    /// One request.
-    pub(super) struct Question {
-        url: String,
-        host: String,
-        limit: Duration,
-        until: Instant,
-        answer: oneshot::Sender<Result<String, PacError>>,
-    }
-
-    /// Starts the thread. It ends with the last of those who may ask.
-    pub(super) fn start(script: Script, names: Names) -> Asked {
-        let (asked, questions) = sync_channel(QUEUE);
-        let runtime = Handle::current();
-        let thread = thread::Builder::new()
-            .name("pac".to_owned())
-            .stack_size(THREAD_STACK);
-        let started = thread.spawn(move || serve(&script, &names, &runtime, &questions));
-        if let Err(error) = started {
-            tracing::error!(%error, "start a thread for a PAC file");
-        }
-        asked
-    }
-
-    fn serve(script: &Script, names: &Names, runtime: &Handle, questions: &Receiver<Question>) {
-        let mut engine = None;
-        while let Ok(question) = questions.recv() {
-            let left = question.until.saturating_duration_since(Instant::now());
-            if left.is_zero() || question.answer.is_closed() {
-                continue;
-            }
-            let ready = if let Some(ready) = engine.take() {
-                Ok(ready)
-            } else {
-                let (names, runtime) = (names.clone(), runtime.clone());
-                let lookup = move |name: &str| lookup(name, &names, &runtime);
-                Engine::new(&script.text, Box::new(lookup))
-            };
-            let said = ready.and_then(|ready: Engine| {
-                let said = ready.find(&question.url, &question.host, left);
-                match said {
-                    // What was broken off may have left anything behind. It had waited as well.
-                    Err(PacError::Slow(_)) => Err(PacError::Slow(question.limit)),
-                    Err(PacError::Memory(_)) => said,
-                    Ok(_) | Err(_) => {
-                        engine = Some(ready);
-                        said
-                    }
-                }
-            });
-            // The client may have left.
-            let _ = question.answer.send(said);
-        }
-    }
-
-    fn lookup(name: &str, names: &Names, runtime: &Handle) -> Option<Ipv4Addr> {
-        let host = Host::parse(name).ok()?;
-        let trail = Trail::default();
-        let found = runtime.block_on(names.of_target(&host, None).lookup(&host, LOOKUP, &trail));
-        found.ok()?.into_iter().find_map(|ip| match ip {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        })
-    }
-
-    pub(super) async fn ask(
-        asked: &Asked,
-        url: String,
-        host: String,
-        limit: Duration,
-    ) -> Result<String, PacError> {
-        let until = Instant::now() + limit;
-        let (answer, answered) = oneshot::channel();
-        let question = Question {
-            url,
-            host,
-            limit,
-            until,
-            answer,
-        };
-        asked.try_send(question).map_err(|_| PacError::Busy)?;
-        // The script ends by itself; this is for those that wait behind another.
-        let grace = LIMIT / 10;
-        match timeout_at(until + grace, answered).await {
-            Ok(Ok(said)) => said,
-            Ok(Err(_)) | Err(_) => Err(PacError::Slow(limit)),
-        }
-    }
-}
-
-#[cfg(not(feature = "pac"))]
-mod worker {
-    //! No script is evaluated in this build; a policy that names one is refused before.
-
-    use std::time::Duration;
-
-    use crate::pac::{PacError, Script};
-    use crate::route::Names;
-
-    #[derive(Clone, Debug)]
-    pub(super) struct Asked;
-
-    pub(super) fn start(_: Script, _: Names) -> Asked {
-        Asked
-    }
-
-    #[expect(clippy::unused_async, reason = "a script is waited for")]
-    pub(super) async fn ask(
-        _: &Asked,
-        _: String,
-        _: String,
-        _: Duration,
-    ) -> Result<String, PacError> {
-        Err(PacError::NotBuilt)
     }
 }

@@ -1,7 +1,7 @@
 //! Connections to name servers, by the same ways out as those to targets.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use super::{Conn, Dial, Plan, Purpose};
@@ -35,14 +35,9 @@ impl Through {
         let Some(route) = self.route.upgrade() else {
             return Err(io::Error::other("the policy was replaced"));
         };
-        // We ask, and nobody else.
-        let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
         let plan = Plan {
-            client: Client {
-                peer: own,
-                local: own,
-                listener: "dns".into(),
-            },
+            // We ask, and nobody else.
+            client: Client::ourselves("dns"),
             target: Target::new(Host::Ip(server.ip()), server.port()),
             purpose: Purpose::Tunnel,
             addresses: None,

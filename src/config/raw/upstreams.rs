@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::groups::Health;
 use super::secrets::SecretRef;
-use crate::config::decode::{Count, Decode, OneOrMany, clip, scalar};
+use crate::config::decode::{Count, Decode, OneOrMany, Wait, clip, scalar};
 use crate::config::diag::Findings;
 use crate::config::written::{words, written};
 use crate::config::yaml::{Node, Value};
@@ -46,9 +46,11 @@ impl JsonSchema for AnyUpstream {
 written! {
     /// A script that names the ways of each request.
     PacFile is "an upstream by a PAC file", later [] {
-        /// The file of the script. What it names is tried in turn; a proxy that is an upstream here is that one, and no other
-        /// is told who we are.
+        /// The file of the script, or its `http://` or `https://` URL. What it names is tried in turn; a proxy that is an
+        /// upstream here is that one, and no other is told who we are.
         pac "write `pac: proxy.pac`": String,
+        /// For how long a script of a URL is used before it is fetched again: 10s to 24h (1h).
+        every: Wait,
     }
 }
 

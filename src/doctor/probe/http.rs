@@ -207,13 +207,11 @@ pub(super) fn of_origin(error: UpstreamError) -> Failure {
 
 /// A target as a request names it: without the port that goes without saying.
 fn authority(target: &Target, spoken: Spoken) -> String {
-    let usual = match spoken {
-        Spoken::Tls => ":443",
-        Spoken::Http => ":80",
-        Spoken::Other => "",
-    };
-    let full = target.to_string();
-    full.strip_suffix(usual).unwrap_or(&full).to_owned()
+    match spoken {
+        Spoken::Tls => target.authority(443),
+        Spoken::Http => target.authority(80),
+        Spoken::Other => target.to_string(),
+    }
 }
 
 /// A request as it is to be written.
