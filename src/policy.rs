@@ -115,6 +115,8 @@ pub struct Rule {
     pub retry: Option<Retry>,
     /// Whether first flights are read.
     pub sniff: Option<Sniff>,
+    /// What it does, where it blocks, if the lookup that it asks for fails.
+    pub on_dns_error: OnDnsError,
 }
 
 impl Rule {
@@ -133,6 +135,32 @@ impl Rule {
             commit: None,
             retry: None,
             sniff: None,
+            on_dns_error: OnDnsError::default(),
+        }
+    }
+
+    /// Whether it holds where the lookup that would tell has failed.
+    fn holds_unresolved(&self) -> bool {
+        matches!(self.action, Action::Block(_)) && self.on_dns_error == OnDnsError::Block
+    }
+}
+
+/// What a rule that blocks does where the lookup that it asks for fails (`on_dns_error`). Any other rule does not match then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDnsError {
+    /// It blocks: a name that cannot be looked up must not slip past it.
+    #[default]
+    Block,
+    /// It does not match.
+    Skip,
+}
+
+impl OnDnsError {
+    /// The word in a policy.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Skip => "skip",
         }
     }
 }

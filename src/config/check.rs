@@ -25,7 +25,7 @@ use crate::policy::flight::SniMismatch;
 use crate::policy::guard::{Exception, Guards, Loopback, is_never_admitted};
 use crate::policy::index::Index;
 use crate::policy::matcher::{Matcher, Set};
-use crate::policy::{Action, Block, Close, Mode, Policy, Preflight, Rule, lint};
+use crate::policy::{Action, Block, Close, Mode, OnDnsError, Policy, Preflight, Rule, lint};
 use crate::timeouts::Timeouts;
 
 /// More rules than a person reads: each is asked in turn.
@@ -252,6 +252,19 @@ impl Compiler<'_> {
             let message = "a rule that blocks waits for nothing: its `timeouts` have no effect";
             findings.warn(first_line(timeouts.place), message);
         }
+        if let Some(at) = &raw.on_dns_error {
+            if !raw.has.contains(&"block") {
+                let message =
+                    "`on_dns_error` says what a rule that blocks does, and this one does not block";
+                let help = "where a lookup fails, any other rule does not match: leave it out";
+                findings.error(at.place, message).with_help(help);
+            } else if !matcher.looks_up() {
+                let message =
+                    "`on_dns_error` speaks of a lookup that fails, and this rule asks for none";
+                let help = "`resolve: any` or `all`, beside `ip` in `match`, looks names up";
+                findings.error(at.place, message).with_help(help);
+            }
+        }
         // The day that is named is the last: the rule ends when the next one begins.
         let expires = raw.expires.as_ref().and_then(|day| {
             let moment = midnight(day.0.checked_add(1.day()).ok()?);
@@ -289,6 +302,10 @@ impl Compiler<'_> {
                 .as_ref()
                 .map(|raw| chains::retry(self.retry, raw, findings)),
             sniff: sniff(raw.sniff.as_ref()),
+            on_dns_error: match raw.on_dns_error.as_ref().map(|at| at.value) {
+                None | Some(raw::rules::OnDnsError::Block) => OnDnsError::Block,
+                Some(raw::rules::OnDnsError::Skip) => OnDnsError::Skip,
+            },
         };
         (rule, place)
     }

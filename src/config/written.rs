@@ -251,7 +251,6 @@ pub(super) fn is_later(key: &str) -> bool {
         "inspect",
         "limit",
         "log",
-        "on_dns_error",
         "on_reload",
         "time",
     ];

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::dns::Why;
 use super::flight::Flight;
 use super::guard::Guard;
+use super::matcher::{Truth, Unknown};
 use super::no_proxy::{Bypass, NoProxy};
 use super::{
     Decision, Denial, Lookup, Needs, Note, Policy, Preflight, Query, RouteSpec, Rule, Step,
@@ -126,6 +127,9 @@ pub struct Outcome {
     /// The refusal's code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// `block` where the rule blocks because the name could not be looked up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_dns_error: Option<&'static str>,
     /// What is tried before the tunnel is granted: `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preflight: Option<&'static str>,
@@ -297,6 +301,7 @@ impl Outcome {
             reason: None,
             status: None,
             code: None,
+            on_dns_error: None,
             preflight: None,
             faults: Vec::new(),
             would: decision.would.map(|would| would.name().to_owned()),
@@ -335,6 +340,10 @@ impl Outcome {
                         this.status = block.status.or(this.status);
                         this.reason = block.reason.as_deref().map(str::to_owned);
                         this.code = block.code.as_deref().map(str::to_owned);
+                        let unresolved = Truth::Unknown(Unknown::LookupFailed);
+                        let rule = decision.rule;
+                        let rule = rule.filter(|rule| rule.matcher.judge(query) == unresolved);
+                        this.on_dns_error = rule.map(|rule| rule.on_dns_error.as_str());
                     }
                     Denial::Guard(guard) => {
                         guard.name().clone_into(&mut this.rule);

@@ -243,10 +243,10 @@ impl Matcher {
 
     /// Whether facts that are still missing could make it hold. Where it could not, they need not be fetched.
     ///
-    /// A rule that blocks holds as well where a lookup fails: `blocks`.
-    pub(super) fn may_hold(&self, query: &Query<'_>, blocks: bool) -> bool {
+    /// A rule that blocks may hold as well where a lookup fails: `unresolved`.
+    pub(super) fn may_hold(&self, query: &Query<'_>, unresolved: bool) -> bool {
         let is_found = matches!(query.addresses, Some(Lookup::Found(_)));
-        self.prospects(query, blocks && !is_found && self.looks_up())
+        self.prospects(query, unresolved && !is_found && self.looks_up())
             .0
     }
 
@@ -277,7 +277,7 @@ impl Matcher {
     }
 
     /// Whether its answer may hang on a lookup.
-    pub(super) fn looks_up(&self) -> bool {
+    pub fn looks_up(&self) -> bool {
         self.has(&|part| matches!(part, Self::Ip(_, resolve) if *resolve != Resolve::Never))
     }
 
@@ -404,7 +404,7 @@ impl Matcher {
             }
             return parts.flatten().min();
         }
-        // Where a lookup failed, a rule by address that blocks holds.
+        // Where a lookup failed, a rule by address that blocks may hold.
         let such = [truth.into(), Truth::Unknown(Unknown::LookupFailed)];
         such.contains(&self.judge(query)).then_some(match self {
             Self::Ip(..) => By::Address,

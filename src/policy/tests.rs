@@ -18,6 +18,7 @@ use super::no_proxy::{Dialect, NoProxy};
 use super::upstream::{Credential, Source, Upstream};
 use super::*;
 use crate::client::{Claim, Client};
+use crate::config;
 use crate::secret::Secret;
 use crate::target::{Host, Target};
 
@@ -273,6 +274,54 @@ rules before it:
             .contains("by guards.connect_ports: CONNECT may name port 22 or 8000-8999, not 443"),
         "{refused}"
     );
+}
+
+#[test]
+fn what_a_rule_does_where_a_lookup_fails_is_told() {
+    let explained = |rule: &str| {
+        let text = format!(
+            "version: 1\nrules: [{{name: inside, match: {{ip: 10.0.0.0/8, resolve: any}}, {rule}}}]\ndefault: {{direct: true}}\n"
+        );
+        let source = config::Source::Text {
+            name: "p.yaml".to_owned(),
+            text,
+        };
+        let options = config::Options::check(Timestamp::UNIX_EPOCH);
+        let loaded = config::load(&source, &config::Environment::default(), &options).unwrap();
+        let asked = Asked {
+            client: Client {
+                peer: "127.0.0.1:9".parse().unwrap(),
+                local: "127.0.0.1:3128".parse().unwrap(),
+                listener: "proxy".into(),
+            },
+            target: Target::from_authority("a.example:443").unwrap(),
+            is_connect: true,
+            headers: HeaderMap::new(),
+            addresses: None,
+            claim: Claim::NONE,
+            flight: Flight::Silent,
+        };
+        explain(&loaded.policy, &asked.known()).unwrap()
+    };
+    for rule in ["block: true", "block: true, on_dns_error: block"] {
+        let blocked = explained(rule);
+        assert_eq!(blocked.decision.action, Does::Block, "{rule}");
+        assert_eq!(blocked.decision.on_dns_error, Some("block"));
+        let told = blocked.to_string();
+        assert!(
+            told.contains("is refused with 403, by inside (p.yaml:2)\n  its name could not be looked up (on_dns_error: block)\n"),
+            "{told}"
+        );
+    }
+    let skipped = explained("block: true, on_dns_error: skip");
+    assert_eq!(skipped.decision.action, Does::Direct);
+    assert_eq!(skipped.decision.on_dns_error, None);
+    assert_eq!(
+        skipped.passed[0].why,
+        "the name could not be looked up (on_dns_error: skip)"
+    );
+    let other = explained("direct: true");
+    assert_eq!(other.passed[0].why, "the name could not be looked up");
 }
 
 proptest! {

@@ -322,7 +322,7 @@ impl Policy {
                 }
                 // A fact that can only keep it from holding is not worth its price.
                 Truth::Unknown(Unknown::Addresses | Unknown::FirstFlight)
-                    if !rule.matcher.may_hold(seen, blocks) =>
+                    if !rule.matcher.may_hold(seen, rule.holds_unresolved()) =>
                 {
                     note(rule, Note::Unknown);
                     continue;
@@ -330,7 +330,7 @@ impl Policy {
                 Truth::Unknown(Unknown::Addresses) => return Step::Needs(Needs::Addresses),
                 Truth::Unknown(Unknown::FirstFlight) => return Step::Needs(Needs::FirstFlight),
                 // A name that cannot be looked up must not slip past a block by address.
-                Truth::Unknown(Unknown::LookupFailed) if blocks => {}
+                Truth::Unknown(Unknown::LookupFailed) if rule.holds_unresolved() => {}
                 Truth::Unknown(Unknown::LookupFailed | Unknown::Opaque) => {
                     note(rule, Note::Unknown);
                     continue;

@@ -60,6 +60,18 @@ written! {
         retry: Retry,
         /// Whether the first flight of a tunnel is read.
         sniff: Sniff,
+        /// What a rule that blocks by `resolve` does where the lookup fails (block). Any other rule does not match then.
+        on_dns_error: OnDnsError,
+    }
+}
+
+words! {
+    /// What a rule that blocks does where a lookup fails.
+    OnDnsError {
+        /// It blocks: a name that cannot be looked up does not slip past it.
+        Block = "block",
+        /// It does not match.
+        Skip = "skip",
     }
 }
 

@@ -185,6 +185,38 @@ fn a_rule_says_one_thing_and_says_it_well() {
             "block: true, preflight: tls",
             &["warning: a rule that blocks grants no tunnel: its `preflight` has no effect"],
         ),
+        (
+            "match: {ip: 10.0.0.0/8, resolve: any}, block: true, on_dns_error: skip",
+            &[],
+        ),
+        (
+            "match: {not: {any: [{port: 80}, {ip: 10.0.0.0/8, resolve: any}]}}, block: {status: 451}, on_dns_error: block",
+            &[],
+        ),
+        (
+            "match: {ip: 10.0.0.0/8, resolve: all}, direct: true, on_dns_error: skip",
+            &["`on_dns_error` says what a rule that blocks does, and this one does not block"],
+        ),
+        (
+            "match: {ip: 10.0.0.0/8, resolve: all}, continue: true, sniff: always, on_dns_error: block",
+            &["`on_dns_error` says what a rule that blocks does, and this one does not block"],
+        ),
+        (
+            "match: {ip: 10.0.0.0/8}, block: true, on_dns_error: skip",
+            &["`on_dns_error` speaks of a lookup that fails, and this rule asks for none"],
+        ),
+        (
+            "block: true, on_dns_error: skip",
+            &["`on_dns_error` speaks of a lookup that fails, and this rule asks for none"],
+        ),
+        (
+            "match: {ip: 10.0.0.0/8, resolve: any}, block: true, on_dns_error: allow",
+            &["`allow` is not one of block, skip"],
+        ),
+        (
+            "match: {ip: 10.0.0.0/8, resolve: any, on_dns_error: skip}, block: true",
+            &["`on_dns_error` is no key of `match`"],
+        ),
         ("block: {status: 200}", &["200 is no status for a refusal"]),
         (
             "block: {status: 407}",

@@ -17,7 +17,9 @@ pub(super) fn why_not(rule: &Rule, note: Note, query: &Query<'_>) -> Option<Stri
         Note::Unknown => {
             let truth = rule.matcher.judge(query);
             if truth == Truth::Unknown(Unknown::LookupFailed) {
-                "the name could not be looked up".to_owned()
+                let skips = matches!(rule.action, Action::Block(_));
+                let by = if skips { " (on_dns_error: skip)" } else { "" };
+                format!("the name could not be looked up{by}")
             } else if rule.matcher.sees_flight() {
                 "what it asks for is not shown, or not looked at (sniff: never)".to_owned()
             } else {

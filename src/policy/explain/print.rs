@@ -47,6 +47,12 @@ impl fmt::Display for Explanation {
             write!(f, ": {reason}")?;
         }
         writeln!(f)?;
+        if let Some(word) = decision.on_dns_error {
+            writeln!(
+                f,
+                "  its name could not be looked up (on_dns_error: {word})"
+            )?;
+        }
         hops::tell(decision.commit, decision.retry.as_ref(), f)?;
         if let Some(preflight) = decision.preflight {
             writeln!(

@@ -129,20 +129,16 @@ pub(super) fn rule() -> impl Strategy<Value = Rule> {
         Some(Sniff::Always),
         Some(Sniff::Never),
     ]);
-    (matcher(), action(), mode, expires, any::<bool>(), sniff).prop_map(
-        |(matcher, action, mode, expires, waits, sniff)| Rule {
-            name: "".into(),
-            source: "".into(),
-            matcher,
-            action,
+    let on_dns_error = prop::sample::select(vec![OnDnsError::Block, OnDnsError::Skip]);
+    let options = (any::<bool>(), sniff, on_dns_error);
+    (matcher(), action(), mode, expires, options).prop_map(
+        |(matcher, action, mode, expires, (waits, sniff, on_dns_error))| Rule {
             mode,
             expires,
             timeouts: waits.then(Arc::default),
-            preflight: None,
-            dns: None,
-            commit: None,
-            retry: None,
             sniff,
+            on_dns_error,
+            ..Rule::new("".into(), "".into(), matcher, action)
         },
     )
 }
