@@ -355,8 +355,9 @@ impl App {
         exposed(self.own.iter().copied().zip(&settings.listen), settings)
     }
 
-    /// Puts another policy to work. Requests that are under way keep the one that they began with.
-    pub fn replace(&self, mut policy: Policy, settings: &Settings) {
+    /// Puts another policy to work. Requests that are under way keep the one that they began with, but for open tunnels that
+    /// the new one refuses and wants cut: how many were, where it does.
+    pub fn replace(&self, mut policy: Policy, settings: &Settings) -> Option<usize> {
         policy.guards.own = self.own.iter().copied().chain(self.admin).collect();
         let before = self.proxy.snapshot.load_full();
         let (resolver, workers) = (before.names.resolver(), before.pools.len());
@@ -386,6 +387,7 @@ impl App {
         // Requests under way by what a name meant before may still add to it, and are few.
         self.proxy.memory.forget_hops(&changed);
         *probes = probes::begin(&self.proxy, &self.drain);
+        self.proxy.close_blocked()
     }
 
     /// How the process is.

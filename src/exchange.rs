@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::cause::{Cause, Phase};
-use crate::client::{Claim, Client};
+use crate::client::{Claim, Client, Labels};
 use crate::failure::tunnel::Ending;
 use crate::failure::{Failure, OriginError, chain, classify};
 use crate::net::socket::Departure;
@@ -64,7 +64,7 @@ struct Request {
     /// What the client spoke to us, and its version.
     protocol: Option<(&'static str, &'static str)>,
     /// Whom it said it comes from.
-    identity: Option<Box<Identity>>,
+    identity: Option<Arc<Identity>>,
     trace: Option<Box<Trace>>,
     target: Option<(Arc<str>, u16)>,
     policy: Option<Arc<str>>,
@@ -78,9 +78,11 @@ struct Request {
 }
 
 /// Whom a request said it comes from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Identity {
     claim: Claim,
+    /// Where the policy that it was asked under takes labels from.
+    labels: Labels,
     roles: Vec<Arc<str>>,
 }
 
@@ -148,6 +150,7 @@ impl Request {
         record.status = self.status;
         (record.protocol_name, record.protocol_version) = self.protocol.unzip();
         if let Some(identity) = self.identity.take() {
+            let identity = Arc::unwrap_or_clone(identity);
             let safe = |name: Arc<str>| quote(&name).into();
             record.user = identity.claim.user.map(safe);
             record.label = identity.claim.label.map(safe);
@@ -318,11 +321,19 @@ impl Exchange {
     }
 
     /// Notes whom it says it comes from, and as what that counts.
-    pub fn claims<'r>(&mut self, claim: &Claim, roles: impl Iterator<Item = &'r Arc<str>>) {
+    pub fn claims<'r>(
+        &mut self,
+        claim: &Claim,
+        labels: Labels,
+        roles: impl Iterator<Item = &'r Arc<str>>,
+    ) {
         let roles: Vec<_> = roles.cloned().collect();
         if *claim != Claim::NONE || !roles.is_empty() {
-            let claim = claim.clone();
-            self.open_mut().request.identity = Some(Box::new(Identity { claim, roles }));
+            self.open_mut().request.identity = Some(Arc::new(Identity {
+                claim: claim.clone(),
+                labels,
+                roles,
+            }));
         }
     }
 
@@ -343,6 +354,12 @@ impl Exchange {
         request.would = decision.would.map(|would| would.name().into());
         request.code = decision.would.and_then(|would| would.code().cloned());
         request.route = route.cloned();
+    }
+
+    /// Whether it is decided by that very policy.
+    pub fn is_under(&self, policy: &Policy) -> bool {
+        let own = self.open_ref().request.policy.as_ref();
+        own.is_some_and(|own| Arc::ptr_eq(own, &policy.hash))
     }
 
     /// Notes the status that the client gets.

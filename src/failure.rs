@@ -179,6 +179,9 @@ pub enum Failure {
     /// Somebody cut the tunnel.
     #[error("the tunnel was cut by who runs the proxy")]
     Killed,
+    /// A new policy refuses what an older one had let out.
+    #[error("a new policy cut the tunnel: {}", chain(.0.as_ref()))]
+    PolicyChanged(Box<Self>),
     /// A defect of ours.
     #[error("a panic while serving the request")]
     Panic,
@@ -389,6 +392,8 @@ impl Failure {
         let told = self.told();
         if let Self::Denied(denied) = told {
             denied.remedy().into()
+        } else if let Self::PolicyChanged(refusal) = told {
+            refusal.hint()
         } else if let Self::UpstreamCircuitOpen {
             upstream, retry, ..
         } = told
@@ -437,6 +442,10 @@ mod tests {
             Failure::ClientStalled { after },
             Failure::Shutdown { phase: Phase::Http },
             Failure::Killed,
+            Failure::PolicyChanged(Box::new(Failure::of_guard(
+                Guard::Private,
+                "a.example:443".to_owned(),
+            ))),
         ] {
             let (message, hint) = (failure.to_string(), failure.hint());
             let said: Vec<_> = message.split_whitespace().collect();

@@ -70,7 +70,8 @@
 //! 4. Every way out is a [`route::Dial`], built in [`route::assemble`] alone.
 //! 5. Only an [`policy::guard::Admitted`] address is dialled, and only [`policy::guard::Guards`] makes one.
 //! 6. Hop-by-hop fields and credentials never cross; a [`secret::Secret`] has no `Debug` and no `Display` of its content.
-//! 7. A reload replaces the whole [`snapshot::Snapshot`] or nothing; a request keeps the one that it began with.
+//! 7. A reload replaces the whole [`snapshot::Snapshot`] or nothing; a request keeps the one that it began with. Only where the new
+//!    policy says `on_reload: close_blocked` are open tunnels held against it, and cut where it refuses them.
 //! 8. Faults exist only where the policy names them, or whoever runs a [`lab`]: [`route::fault`] injects them, and every record that one touched says
 //!    so ([`record::Record::faults`]) and is kept from [`memory`].
 //! 9. Only [`cli`] prints and exits; only [`config::env`], and the parser of flags, read the environment; the loader of the

@@ -21,6 +21,7 @@ pub mod no_proxy;
 mod ports;
 mod routes;
 mod same;
+mod standing;
 pub mod upstream;
 mod walk;
 
@@ -76,6 +77,8 @@ pub struct Policy {
     pub circuit: Option<Circuit>,
     /// Whether first flights are read, where no rule says otherwise.
     pub sniff: Sniff,
+    /// What becomes of open tunnels when it takes effect.
+    pub on_reload: OnReload,
     /// The kinds of clients that rules speak of.
     pub roles: Vec<Arc<Role>>,
     /// Where a request's label comes from.
@@ -143,6 +146,16 @@ impl Rule {
     fn holds_unresolved(&self) -> bool {
         matches!(self.action, Action::Block(_)) && self.on_dns_error == OnDnsError::Block
     }
+}
+
+/// What becomes of the tunnels that are open when a policy takes effect in the place of another (`on_reload`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReload {
+    /// They go on.
+    #[default]
+    Keep,
+    /// Those that it refuses are cut.
+    CloseBlocked,
 }
 
 /// What a rule that blocks does where the lookup that it asks for fails (`on_dns_error`). Any other rule does not match then.

@@ -1,5 +1,6 @@
 //! One request: decide, then open a tunnel or pass a plain request on, and answer.
 
+mod anew;
 pub mod answer;
 pub mod auth;
 mod decide;
@@ -411,29 +412,9 @@ impl Proxy {
 
     /// Lets in whom the proxy is open to, as often as they may ask: before it is looked at who they are.
     pub(crate) fn enter(&self, presence: &Presence) -> Result<(), Failure> {
-        let snapshot = self.snapshot.load();
-        let client = &presence.client;
-        let is_open = snapshot.allow_from.is_empty() && presence.is_known();
-        let is_named = || {
-            snapshot
-                .allow_from
-                .iter()
-                .any(|net| net.contains(&client.ip()))
-        };
-        if !client.is_loopback() && !is_open && !is_named() {
-            let denied = Denied {
-                by: DeniedBy::Client,
-                target: client.ip().to_string(),
-                rule: "server.allow_from".into(),
-                source: None,
-                reason: None,
-                status: None,
-                code: None,
-                close: Close::default(),
-            };
-            return Err(denied.into());
-        }
-        self.quotas.begin(client.ip()).map_err(Failure::from)
+        is_for(&self.snapshot.load(), presence)?;
+        let client = presence.client.ip();
+        self.quotas.begin(client).map_err(Failure::from)
     }
 
     /// Finds out who has entered, and takes the policy that the request keeps.
@@ -455,6 +436,27 @@ impl Proxy {
         }
         Ok((snapshot, claim))
     }
+}
+
+/// Refuses whom the proxy is not open to.
+fn is_for(snapshot: &Snapshot, presence: &Presence) -> Result<(), Failure> {
+    let client = &presence.client;
+    let is_open = snapshot.allow_from.is_empty() && presence.is_known();
+    let mut named = snapshot.allow_from.iter();
+    if client.is_loopback() || is_open || named.any(|net| net.contains(&client.ip())) {
+        return Ok(());
+    }
+    let denied = Denied {
+        by: DeniedBy::Client,
+        target: client.ip().to_string(),
+        rule: "server.allow_from".into(),
+        source: None,
+        reason: None,
+        status: None,
+        code: None,
+        close: Close::default(),
+    };
+    Err(denied.into())
 }
 
 /// Refuses what no target can make sense of.

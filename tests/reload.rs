@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +14,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::admin::{address, ask, get, send, until, until_metric, with_admin};
-use support::origin::Origin;
-use support::{DIRECT, Proxy, SOON, check, routecause, run, wire};
+use support::origin::{Listening, Origin};
+use support::web::Ca;
+use support::{DIRECT, Proxy, SOON, check, routecause, run, tls, wire};
 
 const BLOCK: &str = "version: 1\nrules: []\ndefault: {block: {reason: 'closed'}}\n";
 
@@ -336,6 +338,395 @@ fn a_tunnel_goes_on_under_the_policy_that_it_began_with() {
         (&record["event.outcome"], &record["egress.route"]),
         (&"success".into(), &"direct".into())
     );
+}
+
+/// A tunnel to a name, over which something was said: the client's end, and the server's.
+fn tunnel(proxy: &Proxy, host: &str, words: &[u8]) -> (TcpStream, TcpStream) {
+    let origin = Listening::new();
+    let client = proxy.connect();
+    let port = origin.address.port();
+    wire::send(
+        &client,
+        format!("CONNECT {host}:{port} HTTP/1.1\r\nProxy-Authorization: Basic YWxpY2U6\r\n\r\n"),
+    );
+    assert_eq!(wire::status(&wire::read_head(&client)), 200);
+    let server = origin.accept();
+    // What comes in two pieces is told as well.
+    let (head, tail) = words.split_at(words.len() / 2);
+    wire::send(&client, head);
+    assert_eq!(wire::read_exact(&server, head.len()), head);
+    wire::send(&client, tail);
+    assert_eq!(wire::read_exact(&server, tail.len()), tail);
+    (client, server)
+}
+
+/// Sees that a tunnel still carries bytes both ways.
+fn is_open((client, server): &(TcpStream, TcpStream)) -> bool {
+    wire::send(client, "ping");
+    wire::send(server, "pong");
+    wire::read_exact(server, 4) == b"ping" && wire::read_exact(client, 4) == b"pong"
+}
+
+const PINS: &str = "dns: {hosts: {a.test: 127.0.0.1, b.test: 127.0.0.1}}";
+
+#[test]
+fn a_tunnel_that_the_new_policy_refuses_is_cut_where_that_says_so() {
+    let proxy = Proxy::start(&format!("{DIRECT}{PINS}\n"));
+    let (client, server) = tunnel(&proxy, "a.test", b"hello");
+    let spared = tunnel(&proxy, "b.test", b"hello");
+    let rules = "rules:\n  - {name: gone, match: {host: a.test}, block: {reason: no more}}\n  \
+                 - {name: noted, match: {host: b.test}, block: true, mode: report}\n";
+    let policy = |on_reload: &str| {
+        format!("version: 1\n{on_reload}{PINS}\n{rules}default: {{direct: true}}\n")
+    };
+    // Nothing is cut where nothing is said.
+    proxy.replace("policy.yaml", &policy(""));
+    let told = proxy.diary("reloaded");
+    assert!(!told.contains("tunnels_cut"), "{told}");
+    let kept = (client, server);
+    assert!(is_open(&kept));
+    let (client, server) = kept;
+    proxy.replace("policy.yaml", &policy("on_reload: close_blocked\n"));
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&client) && wire::is_reset(&server));
+    let record = proxy.record();
+    check!(&record,
+        "event.outcome": "failure", "error.type": "tunnel.policy_changed", "egress.phase": "tunnel", "egress.side": "proxy",
+        "server.address": "a.test", "egress.rule": "default", "source.bytes": 9, "destination.bytes": 4);
+    let message = record["error.message"].as_str().unwrap();
+    assert!(
+        message.starts_with("a new policy cut the tunnel: rule gone blocks a.test:")
+            && message.ends_with("policy.yaml:5): no more"),
+        "{message}"
+    );
+    let hint = record["egress.hint"].as_str().unwrap();
+    assert!(hint.starts_with("to allow it, add a rule above "), "{hint}");
+    // The other one goes on, and a signal cuts nothing that is let out.
+    proxy.signal(Signal::SIGHUP);
+    proxy.diary("tunnels_cut=0");
+    assert!(is_open(&spared));
+    drop(spared);
+    check!(&proxy.record(), "event.outcome": "success", "server.address": "b.test");
+}
+
+#[test]
+fn what_is_known_of_a_tunnel_decides_anew_and_what_is_not_spares_it() {
+    let hello = |name| {
+        let client = tls::Client {
+            name,
+            trusts: &Ca::new(),
+            versions: tls::BOTH,
+        };
+        client.hello()
+    };
+    let blocked = hello("www.blocked.test");
+    let cases: &[(&str, &[u8], Option<&str>)] = &[
+        ("default: {block: true}", b"", Some("the default blocks")),
+        ("mode: report\ndefault: {block: true}", b"", None),
+        // Another way out, but let out.
+        (
+            "upstreams: {corp: {url: 'http://127.0.0.1:9'}}\ndefault: {via: corp}",
+            b"",
+            None,
+        ),
+        (
+            "guards: {loopback: block}\ndefault: {direct: true}",
+            b"",
+            Some("guards.loopback refuses the address of a.test:"),
+        ),
+        (
+            "guards: {loopback: block}\nmode: report\ndefault: {direct: true}",
+            b"",
+            None,
+        ),
+        // An upstream may reach it by another.
+        (
+            "guards: {loopback: block}\nupstreams: {corp: {url: 'http://127.0.0.1:9'}}\ndefault: {via: 'corp|direct'}",
+            b"",
+            None,
+        ),
+        (
+            "guards: {connect_ports: [443]}\ndefault: {direct: true}",
+            b"",
+            Some("guards.connect_ports refuses the port"),
+        ),
+        (
+            "rules: [{name: near, match: {ip: 127.0.0.0/8, resolve: any}, block: true}]\ndefault: {direct: true}",
+            b"",
+            Some("rule near blocks a.test:"),
+        ),
+        (
+            "rules: [{name: far, match: {ip: 192.0.2.0/24, resolve: any}, block: true}]\ndefault: {direct: true}",
+            b"",
+            None,
+        ),
+        (
+            "rules: [{name: far, match: {ip: 192.0.2.0/24, resolve: all}, direct: true}]\ndefault: {block: true}",
+            b"",
+            Some("the default blocks"),
+        ),
+        // Its other addresses may lie elsewhere.
+        (
+            "rules: [{name: near, match: {ip: 127.0.0.0/8, resolve: all}, direct: true}]\ndefault: {block: true}",
+            b"",
+            None,
+        ),
+        (
+            "rules: [{name: name, match: {sni: '*.blocked.test'}, block: true}]\ndefault: {direct: true}",
+            &blocked,
+            Some("rule name blocks a.test:"),
+        ),
+        (
+            "guards: {sni_mismatch: block}\ndefault: {direct: true}",
+            &blocked,
+            Some("guards.sni_mismatch refuses"),
+        ),
+        (
+            "rules: [{name: name, match: {sni: '*.blocked.test'}, block: true}]\ndefault: {direct: true}",
+            b"",
+            None,
+        ),
+        (
+            "rules: [{name: name, match: {sni: '*.blocked.test'}, direct: true}]\ndefault: {block: true}",
+            b"",
+            None,
+        ),
+        (
+            "rules: [{name: shell, match: {proto: ssh}, block: true}]\ndefault: {direct: true}",
+            b"SSH-2.0-test\r\n",
+            Some("rule shell blocks"),
+        ),
+        (
+            "rules: [{name: shell, match: {proto: ssh}, direct: true}]\ndefault: {block: true}",
+            b"EHLO a\r\n",
+            Some("the default blocks"),
+        ),
+        (
+            "rules: [{name: alice, match: {client: {user: alice}}, block: true}]\ndefault: {direct: true}",
+            b"",
+            Some("rule alice blocks"),
+        ),
+        (
+            "clients: {roles: {near: {cidr: 127.0.0.0/8}}}\nrules: [{name: near, match: {client: {role: near}}, block: true}]\ndefault: {direct: true}",
+            b"",
+            Some("rule near blocks"),
+        ),
+        // Whether it was a user's name or a label is another question then.
+        (
+            "clients: {labels: username_suffix}\nrules: [{name: alice, match: {client: {user: alice}}, block: true}]\ndefault: {direct: true}",
+            b"",
+            None,
+        ),
+    ];
+    for (policy, words, expected) in cases {
+        let proxy = Proxy::start(&format!("{DIRECT}{PINS}\n"));
+        let open = tunnel(&proxy, "a.test", words);
+        let new = format!("version: 1\non_reload: close_blocked\n{PINS}\n{policy}\n");
+        proxy.replace("policy.yaml", &new);
+        let Some(expected) = expected else {
+            proxy.diary("tunnels_cut=0");
+            assert!(is_open(&open), "{policy}");
+            continue;
+        };
+        proxy.diary("tunnels_cut=1");
+        assert!(
+            wire::is_reset(&open.0) && wire::is_reset(&open.1),
+            "{policy}"
+        );
+        let record = proxy.record();
+        check!(&record, "error.type": "tunnel.policy_changed");
+        let message = record["error.message"].as_str().unwrap();
+        assert!(message.contains(expected), "{policy}: {message}");
+    }
+}
+
+#[test]
+fn a_tunnel_whose_client_may_not_come_any_more_is_cut() {
+    let policy = |from: &str, more: &str| {
+        format!(
+            "version: 1\n{more}server: {{listen: [{{address: '127.0.0.1:0', proxy_protocol: [127.0.0.1]}}], allow_from: [{from}]}}\nguards: {{loopback: allow}}\nrules: []\ndefault: {{direct: true}}\n"
+        )
+    };
+    let proxy = Proxy::under(&policy("192.0.2.0/24, 198.51.100.0/24", ""))
+        .listening_as_written()
+        .start();
+    let open = |address: &str| {
+        let (origin, client) = (Listening::new(), proxy.connect());
+        let target = origin.address;
+        wire::send(
+            &client,
+            format!(
+                "PROXY TCP4 {address} 192.0.2.1 1234 3128\r\nCONNECT {target} HTTP/1.1\r\n\r\n"
+            ),
+        );
+        assert_eq!(wire::status(&wire::read_head(&client)), 200);
+        (client, origin.accept())
+    };
+    let (gone, spared) = (open("192.0.2.7"), open("198.51.100.7"));
+    let new = policy("198.51.100.0/24", "on_reload: close_blocked\n");
+    proxy.replace("policy.yaml", &new);
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&gone.0) && wire::is_reset(&gone.1));
+    let message = proxy.record()["error.message"].clone();
+    assert_eq!(
+        message,
+        "a new policy cut the tunnel: client 192.0.2.7 is not in server.allow_from"
+    );
+    assert!(is_open(&spared));
+}
+
+#[test]
+fn a_tunnel_that_comes_to_stand_behind_the_change_does_not_slip_through() {
+    let upstream = Listening::new();
+    let through = |on_reload: &str, rules: &str| {
+        format!(
+            "version: 1\n{on_reload}upstreams: {{corp: {{url: 'http://{}'}}}}\nrules: [{rules}]\ndefault: {{via: corp}}\n",
+            upstream.address
+        )
+    };
+    let proxy = Proxy::start(&through("", ""));
+    let ask = |host: &str| {
+        let client = proxy.connect();
+        wire::send(&client, format!("CONNECT {host}:443 HTTP/1.1\r\n\r\n"));
+        let server = upstream.accept();
+        wire::read_head(&server);
+        (client, server)
+    };
+    let (late, spared) = (ask("a.test"), ask("b.test"));
+    proxy.replace(
+        "policy.yaml",
+        &through(
+            "on_reload: close_blocked\n",
+            "{name: gone, match: {host: a.test}, block: true}",
+        ),
+    );
+    // Neither is open yet: both keep the policy that they began with.
+    proxy.diary("tunnels_cut=0");
+    for (client, server) in [&late, &spared] {
+        wire::send(server, "HTTP/1.1 200 OK\r\n\r\n");
+        assert_eq!(wire::status(&wire::read_head(client)), 200);
+    }
+    assert!(wire::is_reset(&late.0) && wire::is_reset(&late.1));
+    let record = proxy.record();
+    check!(&record, "error.type": "tunnel.policy_changed", "server.address": "a.test", "source.bytes": 0);
+    assert!(is_open(&spared));
+}
+
+#[test]
+fn what_a_rule_had_seen_of_a_late_tunnel_is_known_to_the_new_policy() {
+    let upstream = Listening::new();
+    let through = |more: &str| {
+        format!(
+            "version: 1\ndefaults: {{timeouts: {{sniff: 5s}}}}\nupstreams: {{corp: {{url: 'http://{}'}}}}\n{more}default: {{via: corp}}\n",
+            upstream.address
+        )
+    };
+    let proxy = Proxy::start(&through(
+        "rules: [{name: look, match: {proto: ssh}, via: corp}]\n",
+    ));
+    let client = proxy.connect();
+    wire::send(&client, "CONNECT a.test:22 HTTP/1.1\r\n\r\n");
+    assert_eq!(wire::status(&wire::read_head(&client)), 200);
+    wire::send(&client, "SSH-2.0-test\r\n");
+    let server = upstream.accept();
+    wire::read_head(&server);
+    proxy.replace(
+        "policy.yaml",
+        &through(
+            "on_reload: close_blocked\nrules: [{name: shell, match: {proto: ssh}, block: true}]\n",
+        ),
+    );
+    proxy.diary("tunnels_cut=0");
+    wire::send(&server, "HTTP/1.1 200 OK\r\n\r\n");
+    assert!(wire::is_reset(&client) && wire::is_reset(&server));
+    let record = proxy.record();
+    check!(&record, "error.type": "tunnel.policy_changed", "source.bytes": 0);
+    let message = record["error.message"].as_str().unwrap();
+    assert!(
+        message.contains("rule shell blocks a.test:22 by its handshake"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_tunnel_whose_hop_may_still_change_is_cut_before_it_speaks() {
+    let origin = Listening::new();
+    let policy = |more: &str, rules: &str| {
+        format!(
+            "version: 1\n{more}upstreams: {{corp: {{url: 'http://127.0.0.1:9'}}}}\n{PINS}\nrules: [{rules}]\ndefault: {{via: 'direct|corp'}}\n"
+        )
+    };
+    let proxy = Proxy::start(&policy("", ""));
+    let open = |host: &str| {
+        let client = proxy.connect();
+        let port = origin.address.port();
+        wire::send(&client, format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n"));
+        assert_eq!(wire::status(&wire::read_head(&client)), 200);
+        (client, origin.accept())
+    };
+    let (silent, spared) = (open("a.test"), open("b.test"));
+    proxy.replace(
+        "policy.yaml",
+        &policy(
+            "on_reload: close_blocked\n",
+            "{name: gone, match: {host: a.test}, block: true}",
+        ),
+    );
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&silent.0) && wire::is_reset(&silent.1));
+    check!(&proxy.record(), "error.type": "tunnel.policy_changed", "server.address": "a.test");
+    assert!(is_open(&spared));
+}
+
+#[test]
+fn what_an_upgrade_began_with_is_known_no_more() {
+    let upgraded = |policy: &str| {
+        let (origin, proxy) = (Listening::new(), Proxy::start(DIRECT));
+        let client = proxy.connect();
+        let target = origin.address;
+        wire::send(
+            &client,
+            format!(
+                "GET http://{target}/chat HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            ),
+        );
+        let server = origin.accept();
+        wire::read_head(&server);
+        let agreed =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        wire::send(&server, agreed);
+        assert_eq!(wire::status(&wire::read_head(&client)), 101);
+        let open = (client, server);
+        assert!(is_open(&open));
+        let new = format!("version: 1\non_reload: close_blocked\n{policy}\n");
+        proxy.replace("policy.yaml", &new);
+        (proxy, open)
+    };
+    let (proxy, open) = upgraded("default: {block: true}");
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&open.0) && wire::is_reset(&open.1));
+    let path = "rules: [{name: chat, match: {path: /chat}, direct: true}]";
+    let (proxy, open) = upgraded(&format!("{path}\ndefault: {{block: true}}"));
+    proxy.diary("tunnels_cut=0");
+    assert!(is_open(&open));
+}
+
+#[test]
+fn a_policy_that_is_applied_tells_how_many_tunnels_it_cut() {
+    let proxy = with_admin(Proxy::under(&format!("{DIRECT}{PINS}\n"))).start();
+    let at = address(&proxy);
+    let (client, server) = tunnel(&proxy, "a.test", b"hello");
+    let put = |policy: &str| {
+        let body = serde_json::json!({ "policy": policy });
+        send(at, "PUT", "/v1/policy", "if-match: *\r\n", &body)
+    };
+    let (status, applied) = put(BLOCK);
+    assert_eq!((status, &applied["tunnels_cut"]), (200, &Value::Null));
+    let (status, applied) = put(&format!("{BLOCK}on_reload: close_blocked\n"));
+    assert_eq!(status, 200, "{applied}");
+    check!(&applied, "tunnels_cut": 1);
+    assert!(wire::is_reset(&client) && wire::is_reset(&server));
+    check!(&proxy.record(), "error.type": "tunnel.policy_changed");
 }
 
 #[test]

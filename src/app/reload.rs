@@ -39,8 +39,17 @@ pub enum Wish {
     },
 }
 
-/// What became of a wish: the hash of the policy at work.
-pub type Answer = Result<Arc<str>, Refused>;
+/// What became of a wish.
+pub type Answer = Result<Applied, Refused>;
+
+/// A policy is at work.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Its hash.
+    pub hash: Arc<str>,
+    /// How many open tunnels were cut since it refuses them; nothing where it does not want that.
+    pub cut: Option<usize>,
+}
 
 /// Why a policy was not set to work. The old one stays.
 #[derive(Debug)]

@@ -317,6 +317,7 @@ impl Class {
             | Kind::TunnelMaxDuration
             | Kind::TunnelShutdown
             | Kind::TunnelKilled
+            | Kind::TunnelPolicyChanged
             | Kind::CloseClientFin
             | Kind::CloseServerFin
             | Kind::CloseBoth => None,

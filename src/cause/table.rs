@@ -462,6 +462,9 @@ causes! {
     TunnelKilled: "tunnel.killed", Proxy, None, Certain, None,
         "the tunnel was cut through the admin API",
         "who runs the proxy did it on purpose: ask there";
+    TunnelPolicyChanged: "tunnel.policy_changed", Proxy, None, Certain, None,
+        "a policy that took effect while the tunnel was open refuses it, and says `on_reload: close_blocked`",
+        "the new policy must let it out, or say `on_reload: keep`: asked for again, it is refused with the same rule";
 
     CloseClientFin: "close.client_fin", Client, None, Certain, None,
         "the client's FIN came first",

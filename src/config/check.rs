@@ -25,7 +25,9 @@ use crate::policy::flight::SniMismatch;
 use crate::policy::guard::{Exception, Guards, Loopback, is_never_admitted};
 use crate::policy::index::Index;
 use crate::policy::matcher::{Matcher, Set};
-use crate::policy::{Action, Block, Close, Mode, OnDnsError, Policy, Preflight, Rule, lint};
+use crate::policy::{
+    Action, Block, Close, Mode, OnDnsError, OnReload, Policy, Preflight, Rule, lint,
+};
 use crate::timeouts::Timeouts;
 
 /// More rules than a person reads: each is asked in turn.
@@ -162,6 +164,10 @@ pub(super) fn policy(
             .is_some_and(|errors| errors.value == raw::defaults::Errors::Json),
         circuit,
         sniff: sniff(defaults_sniff).unwrap_or_default(),
+        on_reload: match raw.on_reload.as_ref().map(|at| at.value) {
+            None | Some(raw::OnReload::Keep) => OnReload::Keep,
+            Some(raw::OnReload::CloseBlocked) => OnReload::CloseBlocked,
+        },
         roles: context.clients.roles.clone(),
         labels: context.clients.labels,
         // As written, whoever serves it: its tests are of the proxy that it is written for.

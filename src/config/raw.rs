@@ -33,6 +33,8 @@ written! {
         include: OneOrMany<String>,
         /// `report` only notes what rules and guards would block, and lets it pass.
         mode: PolicyMode,
+        /// What becomes of the tunnels that are open when this policy takes effect in the place of another (keep).
+        on_reload: OnReload,
         /// Hosts that are reached directly, before any rule: `env` for the list in NO_PROXY, or a text with commas
         /// such as `a.example,b.example`.
         no_proxy: NoProxyList,
@@ -72,6 +74,16 @@ words! {
         Enforce = "enforce",
         /// Blocks are only noted.
         Report = "report",
+    }
+}
+
+words! {
+    /// What becomes of open tunnels when a policy takes effect.
+    OnReload {
+        /// They go on under the policy that they began with.
+        Keep = "keep",
+        /// Those that the new policy refuses are cut.
+        CloseBlocked = "close_blocked",
     }
 }
 

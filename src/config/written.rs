@@ -246,13 +246,6 @@ pub(super) fn refuse_key(
 
 /// Keys of later versions that mean nothing else anywhere in this one.
 pub(super) fn is_later(key: &str) -> bool {
-    const LATER: &[&str] = &[
-        "auth_schemes",
-        "inspect",
-        "limit",
-        "log",
-        "on_reload",
-        "time",
-    ];
+    const LATER: &[&str] = &["auth_schemes", "inspect", "limit", "log", "time"];
     LATER.contains(&key)
 }

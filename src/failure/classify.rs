@@ -116,6 +116,7 @@ pub fn classify(failure: &Failure) -> Cause {
         } => Kind::TunnelShutdown,
         Failure::Shutdown { .. } => Kind::ProxyShutdown,
         Failure::Killed => Kind::TunnelKilled,
+        Failure::PolicyChanged(_) => Kind::TunnelPolicyChanged,
         Failure::Panic => Kind::ProxyInternal,
     };
     kind.into()

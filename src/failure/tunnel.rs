@@ -13,7 +13,6 @@ use crate::cause::{Alert, Cause, Kind, Side};
 use crate::net::tcp_info::TcpInfo;
 use crate::relay::{Close, End, Reason};
 use crate::timeouts::Brief;
-use crate::tls::hello::ClientHello;
 use crate::tls::ledger::{Facts, Reply, Speech, State};
 use crate::tls::trust::Judgement;
 
@@ -142,7 +141,7 @@ fn of_words(facts: &Facts) -> Option<Kind> {
         && facts
             .client_hello
             .as_ref()
-            .is_some_and(ClientHello::offers_1_3);
+            .is_some_and(|hello| hello.offers_1_3());
     if is_downgraded && facts.reply.is_none() {
         return Some(Kind::TlsDowngradeSentinel);
     }

@@ -256,7 +256,7 @@ pub fn explain(policy: &Policy, query: &Query<'_>) -> Result<Explanation, Needs>
             roles: policy.roles_of(query).map(ToString::to_string).collect(),
             addresses: match query.addresses {
                 Some(Lookup::Found(addresses)) => Some(addresses.to_vec()),
-                Some(Lookup::Failed) | None => None,
+                Some(Lookup::Among(_) | Lookup::Failed) | None => None,
             },
             first_flight: query.first_flight.and_then(FirstFlight::of),
         },

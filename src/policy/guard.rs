@@ -192,7 +192,7 @@ impl Guards {
     }
 
     /// Whether a target is an address that leads to us if it is this machine's.
-    pub(super) fn asks_whether_here(&self, target: &Target) -> bool {
+    pub fn asks_whether_here(&self, target: &Target) -> bool {
         target.host.name().is_none() && self.hears_all(target.port)
     }
 

@@ -245,7 +245,7 @@ impl Matcher {
     ///
     /// A rule that blocks may hold as well where a lookup fails: `unresolved`.
     pub(super) fn may_hold(&self, query: &Query<'_>, unresolved: bool) -> bool {
-        let is_found = matches!(query.addresses, Some(Lookup::Found(_)));
+        let is_found = matches!(query.addresses, Some(Lookup::Found(_) | Lookup::Among(_)));
         self.prospects(query, unresolved && !is_found && self.looks_up())
             .0
     }
@@ -284,6 +284,19 @@ impl Matcher {
     /// Whether its answer may hang on a tunnel's first flight.
     pub(super) fn sees_flight(&self) -> bool {
         self.has(&|part| matches!(part, Self::Sni(_) | Self::Alpn(_) | Self::Proto(_)))
+    }
+
+    /// Whether its answer may hang on what a plain request says beside its target.
+    pub(super) fn looks_at_heads(&self) -> bool {
+        self.has(&|part| {
+            if let Self::Sets(sets) = part {
+                return sets.iter().any(|set| !set.modules.is_empty());
+            }
+            matches!(
+                part,
+                Self::Path(_) | Self::Header(..) | Self::Method(_) | Self::GoModule(_)
+            )
+        })
     }
 
     /// Whether it speaks of a role.
@@ -444,6 +457,14 @@ fn judge_address(nets: &Nets, resolve: Resolve, query: &Query<'_>) -> Truth {
         (Resolve::Any | Resolve::All, Some(Lookup::Failed)) => {
             Truth::Unknown(Unknown::LookupFailed)
         }
+        // The others may lie elsewhere.
+        (Resolve::Any, Some(Lookup::Among(ip))) if !nets.contain(ip) => {
+            Truth::Unknown(Unknown::Addresses)
+        }
+        (Resolve::All, Some(Lookup::Among(ip))) if nets.contain(ip) => {
+            Truth::Unknown(Unknown::Addresses)
+        }
+        (Resolve::Any | Resolve::All, Some(Lookup::Among(_))) => (resolve == Resolve::Any).into(),
         (Resolve::Any, Some(Lookup::Found(ips))) => ips.iter().any(|ip| nets.contain(*ip)).into(),
         (Resolve::All, Some(Lookup::Found(ips))) => {
             (!ips.is_empty() && ips.iter().all(|ip| nets.contain(*ip))).into()

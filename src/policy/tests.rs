@@ -189,6 +189,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
         retry: Retry::default(),
         circuit: None,
         sniff: Sniff::Auto,
+        on_reload: OnReload::default(),
         roles: Vec::new(),
         labels: Labels::None,
         proves_users: false,
@@ -364,6 +365,24 @@ proptest! {
             panic!("every fact is there");
         };
         prop_assert_eq!(summary(&decision), walked);
+    }
+
+    #[test]
+    fn what_little_is_known_refuses_is_refused_whatever_else_there_is(
+        policy in policy(),
+        asked in asked(),
+        knows_flight in any::<bool>(),
+        at in prop::option::of(0..3_usize),
+    ) {
+        let (walked, _) = walk(&policy, &asked);
+        let all = policy.decide_by_what_is_known(&asked.known());
+        prop_assert_eq!(all.as_ref().map(summary), Some(walked.clone()));
+        let one = at.and_then(|at| asked.addresses.as_ref()?.get(at));
+        let mut query = asked.query(one.map(|ip| Lookup::Among(*ip)));
+        query.first_flight = knows_flight.then_some(&asked.flight);
+        if let Some(Decision { verdict: Verdict::Deny(_), .. }) = policy.decide_by_what_is_known(&query) {
+            prop_assert!(matches!(all, Some(Decision { verdict: Verdict::Deny(_), .. })), "{}", walked);
+        }
     }
 
     #[test]

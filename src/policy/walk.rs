@@ -69,6 +69,8 @@ impl Scheme {
 pub enum Lookup<'a> {
     /// Its addresses.
     Found(&'a [IpAddr]),
+    /// One of them. Which others there are is not known.
+    Among(IpAddr),
     /// None could be had.
     Failed,
 }

@@ -90,7 +90,7 @@ pub(super) async fn identify(
         .knows(&name, &credentials.password, client, tracker)
         .await
     {
-        exchange.claims(&claim, std::iter::empty());
+        exchange.claims(&claim, labels, std::iter::empty());
         return Err(Stranger::Refused.into());
     }
     claim.is_proven = true;

@@ -97,7 +97,7 @@ pub(super) async fn decide(
         first_flight: ask.flight,
         now: exchange.start(),
     };
-    exchange.claims(ask.claim, policy.roles_of(&asked));
+    exchange.claims(ask.claim, policy.labels, policy.roles_of(&asked));
     let Walked {
         mut walk,
         mut found,
@@ -170,7 +170,8 @@ fn lookup_of(found: &Result<Vec<IpAddr>, ResolveError>) -> Lookup<'_> {
         .map_or(Lookup::Failed, |addresses| Lookup::Found(addresses))
 }
 
-fn denied(
+/// The failure that a refusal is.
+pub(super) fn denied(
     policy: &Policy,
     decision: &Decision<'_>,
     denial: &Denial<'_>,

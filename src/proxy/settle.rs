@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,11 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite as _, ReadBuf};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::witness::Witness;
 use crate::cause::{Class, Phase};
 use crate::exchange::Exchange;
+use crate::exchange::live::Enlisted;
 use crate::failure::{Failure, classify};
 use crate::net::places::Held;
 use crate::net::socket::Departure;
@@ -26,6 +27,7 @@ use crate::policy::flight as policy;
 use crate::relay::{Close, Early, End, Reason, Waiting, Watch as _, with_scratch};
 use crate::route::Conn;
 use crate::route::chain::Rest;
+use crate::target::canonical_ip;
 use crate::timeouts::TCP_KEEPALIVE;
 use crate::tls::flight::{Flight, Stage};
 
@@ -71,6 +73,12 @@ impl Settled {
             held: conn.held,
         }
     }
+
+    /// The target's address, where the wire goes straight to it.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        let peer = || canonical_ip(self.wire.carrier().peer().ip());
+        self.is_end_to_end.then(peer)
+    }
 }
 
 /// Why a tunnel has no hop.
@@ -82,16 +90,10 @@ pub(super) struct Unsettled {
 }
 
 impl Unsettled {
-    /// The client left, or a connection is to be cut.
+    /// The client left, or the tunnel was cut.
     pub(super) fn left(failure: Failure) -> Self {
         let how = OnExhausted::Rst;
         Self { failure, how }
-    }
-
-    /// The process ends.
-    pub(super) fn cut() -> Self {
-        let phase = Phase::Tunnel;
-        Self::left(Failure::Shutdown { phase })
     }
 }
 
@@ -135,11 +137,13 @@ pub(super) async fn settle(
     flight: Flight,
     conn: Conn,
     exchange: &Exchange,
+    enlisted: &Enlisted,
 ) -> Result<Settled, Unsettled> {
     let mut provisional = Provisional {
         client,
         flight,
         exchange,
+        enlisted,
         is_sent: false,
     };
     let settled = provisional.settle(conn).await;
@@ -156,6 +160,7 @@ struct Provisional<'a> {
     client: &'a mut Wire,
     flight: Flight,
     exchange: &'a Exchange,
+    enlisted: &'a Enlisted,
     /// Whether a hop was sent some of the flight.
     is_sent: bool,
 }
@@ -217,7 +222,7 @@ impl Provisional<'_> {
                 phase: trail.phase(),
                 how: departure,
             })),
-            () = self.exchange.presence().cut.cancelled() => Err(Unsettled::cut()),
+            () = self.enlisted.cut() => Err(Unsettled::left(self.enlisted.why())),
             // On the heap: most tunnels that are on trial never come here.
             next = Box::pin(rest.go_on(failure, trail)) => next.map_err(|failure| Unsettled { failure, how }),
         }
@@ -233,7 +238,7 @@ impl Provisional<'_> {
             server: &mut conn.wire,
             flight: &mut self.flight,
             rest,
-            cut: &self.exchange.presence().cut,
+            enlisted: self.enlisted,
             begun: self.exchange.meter().begun(),
             course: Course::begun(),
         };
@@ -291,7 +296,7 @@ impl Provisional<'_> {
                 Tried::Over(Failure::Tunnel(Box::new(ending)), how)
             }
             Outcome::Cut => {
-                let Unsettled { failure, how } = Unsettled::cut();
+                let Unsettled { failure, how } = Unsettled::left(self.enlisted.why());
                 Tried::Over(failure, how)
             }
         }
@@ -315,7 +320,7 @@ enum Outcome {
     Failed(Reason, Bytes),
     /// The tunnel is over, and not by a failure of the hop.
     Over(Reason),
-    /// The process ends.
+    /// It was cut, or the process ends.
     Cut,
 }
 
@@ -387,7 +392,7 @@ enum Event {
     Client(io::Result<Bytes>),
     /// The time is over that what it waits for may take.
     Due,
-    /// The process ends.
+    /// The tunnel was cut, or the process ends.
     Cut,
 }
 
@@ -397,7 +402,7 @@ struct Trial<'a> {
     server: &'a mut Wire,
     flight: &'a mut Flight,
     rest: &'a mut Rest,
-    cut: &'a CancellationToken,
+    enlisted: &'a Enlisted,
     /// When the tunnel was asked for.
     begun: Instant,
     course: Course,
@@ -533,7 +538,7 @@ impl Trial<'_> {
 
     async fn event(&mut self) -> Event {
         let mut due = pin!(sleep_until(self.deadline()));
-        let mut cut = pin!(self.cut.cancelled());
+        let mut cut = pin!(self.enlisted.cut());
         poll_fn(|cx| {
             if let Poll::Ready(event) = with_scratch(|scratch| self.poll_wires(cx, scratch)) {
                 return Poll::Ready(event);

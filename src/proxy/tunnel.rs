@@ -13,11 +13,11 @@ use tokio_util::task::TaskTracker;
 use super::Proxy;
 use super::decide::Walked;
 use super::settle::{Settled, Unsettled, abort, first_flight, settle};
-use super::witness::Witness;
+use super::witness::{Witness, first_of};
 use crate::cause::Phase;
 use crate::client::Claim;
 use crate::exchange::Exchange;
-use crate::exchange::live::Live;
+use crate::exchange::live::Enlisted;
 use crate::failure::Failure;
 use crate::net::places::Held;
 use crate::net::wire::Wire;
@@ -30,6 +30,7 @@ use crate::snapshot::Snapshot;
 use crate::target::{Host, Target};
 use crate::timeouts::{HALF_CLOSED_IDLE, Timeouts};
 use crate::tls::flight::{Flight, Stage};
+use crate::tls::hello::ClientHello;
 use crate::tls::ledger::{Facts, is_alert};
 use crate::tls::trust::{Judgement, Roots};
 
@@ -91,7 +92,7 @@ pub struct Standing {
     settled: Settled,
     limits: relay::Limits,
     exchange: Exchange,
-    live: Arc<Live>,
+    enlisted: Enlisted,
     roots: Arc<Roots>,
     tracker: TaskTracker,
 }
@@ -121,10 +122,13 @@ impl Tunnel {
             roots,
             tracker,
         } = self;
-        let (settled, timeouts, exchange) = match opened {
+        let (settled, timeouts, exchange, enlisted) = match opened {
             Opened::Stands(Ends { conn, timeouts }) if conn.is_settled() => {
                 exchange.trail().enter(Phase::Tunnel);
-                (Settled::at_once(client, behind, conn), timeouts, exchange)
+                let mut settled = Settled::at_once(client, behind, conn);
+                let enlisted = proxy.enlist(&exchange, settled.address(), None);
+                settled.witness.tells(enlisted.tunnel());
+                (settled, timeouts, exchange, enlisted)
             }
             // On the heap, so that it leaves nothing behind.
             opened @ (Opened::Stands(_) | Opened::Undecided(_)) => {
@@ -145,7 +149,7 @@ impl Tunnel {
             settled,
             limits,
             exchange,
-            live: proxy.live.clone(),
+            enlisted,
             roots,
             tracker,
         })
@@ -166,16 +170,21 @@ impl Provisional<'_> {
         proxy: &Proxy,
         opened: Opened,
         behind: &[u8],
-    ) -> Option<(Settled, Arc<Timeouts>, Exchange)> {
+    ) -> Option<(Settled, Arc<Timeouts>, Exchange, Enlisted)> {
         self.flight.take(behind, Instant::now());
         let cut = self.exchange.presence().cut.clone();
         let found = tokio::select! {
             biased;
             found = self.find(proxy, opened) => found,
-            () = cut.cancelled() => Err(Unsettled::cut()),
+            () = cut.cancelled() => {
+                let phase = Phase::Tunnel;
+                Err(Unsettled::left(Failure::Shutdown { phase }))
+            }
         };
         let Unsettled { failure, how } = match found {
-            Ok((settled, timeouts)) => return Some((settled, timeouts, self.exchange)),
+            Ok((settled, timeouts, enlisted)) => {
+                return Some((settled, timeouts, self.exchange, enlisted));
+            }
             Err(unsettled) => unsettled,
         };
         let is_denied = matches!(failure, Failure::Denied(_));
@@ -197,15 +206,19 @@ impl Provisional<'_> {
         &mut self,
         proxy: &Proxy,
         opened: Opened,
-    ) -> Result<(Settled, Arc<Timeouts>), Unsettled> {
+    ) -> Result<(Settled, Arc<Timeouts>, Enlisted), Unsettled> {
         let Ends { conn, timeouts } = match opened {
             Opened::Stands(ends) => ends,
             Opened::Undecided(undecided) => Box::pin(self.decide(proxy, *undecided)).await?,
         };
         self.exchange.trail().enter(Phase::Tunnel);
         let flight = std::mem::take(&mut self.flight);
-        let settled = settle(self.client, flight, conn, &self.exchange).await?;
-        Ok((settled, timeouts))
+        let mut enlisted = proxy.enlist(&self.exchange, None, first_of(&flight));
+        let mut settled = settle(self.client, flight, conn, &self.exchange, &enlisted).await?;
+        enlisted.keep(&self.exchange, settled.address());
+        settled.witness.tells(enlisted.tunnel());
+        proxy.look_again(&self.exchange, &enlisted);
+        Ok((settled, timeouts, enlisted))
     }
 
     /// Reads what the client says first, and goes on with the walk.
@@ -250,13 +263,18 @@ fn is_told(failure: &Failure) -> bool {
 /// What a rule sees of a first flight.
 fn seen_of(flight: &Flight) -> flight::Flight {
     if let Some(hello) = flight.hello() {
-        let alpn = hello.alpn.iter().map(String::as_str);
-        return flight::Flight::tls(hello.server_name.as_deref(), alpn);
+        return of_hello(hello);
     }
     match flight.stage() {
         Stage::Partial => flight::Flight::Unfinished,
         Stage::Silence | Stage::Hello | Stage::Opaque => flight::Flight::of_bytes(flight.bytes()),
     }
+}
+
+/// What a rule sees of a ClientHello.
+pub(super) fn of_hello(hello: &ClientHello) -> flight::Flight {
+    let alpn = hello.alpn.iter().map(String::as_str);
+    flight::Flight::tls(hello.server_name.as_deref(), alpn)
 }
 
 /// Ends the client's side of a tunnel that no hop serves.
@@ -286,7 +304,7 @@ impl Standing {
             settled,
             limits,
             exchange,
-            live,
+            enlisted,
             roots,
             tracker,
         } = self;
@@ -309,11 +327,11 @@ impl Standing {
                 exchange,
                 ..
             } = &mut carried;
-            let enlisted = exchange.enlist(&live);
             let meter = exchange.meter();
             let end = tokio::select! {
-                end = relay(client, server, *early, &limits, meter, witness) => Some(end),
-                () = enlisted.cut() => None,
+                biased;
+                () = enlisted.cut() => Err(enlisted.why()),
+                end = relay(client, server, *early, &limits, meter, witness) => Ok(end),
             };
             drop(enlisted);
             // In a box: an idle tunnel has no room for what comes once.
@@ -335,8 +353,8 @@ struct Carried {
 }
 
 impl Carried {
-    /// Ends both connections as the relay ended, and leaves the record. Nothing where it was cut.
-    async fn end(self, end: Option<End>) {
+    /// Ends both connections as the relay ended, and leaves the record; `Err` says why it was cut.
+    async fn end(self, end: Result<End, Failure>) {
         let Self {
             mut client,
             mut server,
@@ -347,18 +365,14 @@ impl Carried {
             roots,
             tracker,
         } = self;
-        let Some(end) = end else {
-            abort(&mut client);
-            abort(&mut server);
-            drop((client, server, held));
-            let is_shutdown = exchange.presence().cut.is_cancelled();
-            return exchange.fail(&if is_shutdown {
-                Failure::Shutdown {
-                    phase: Phase::Tunnel,
-                }
-            } else {
-                Failure::Killed
-            });
+        let end = match end {
+            Ok(end) => end,
+            Err(failure) => {
+                abort(&mut client);
+                abort(&mut server);
+                drop((client, server, held));
+                return exchange.fail(&failure);
+            }
         };
         let at = Instant::now();
         let is_served = end.server == Close::Local && !end.waiting.server_to_answer;

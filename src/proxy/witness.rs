@@ -1,12 +1,17 @@
 //! Who looks on while a tunnel is carried.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
+use crate::exchange::live::{First, Tunnel};
 use crate::failure::tunnel::Ending;
 use crate::net::socket::Socket;
 use crate::net::tcp_info::TcpInfo;
+use crate::policy::flight::{Flight, Proto};
 use crate::relay::{End, Reason, Watch};
-use crate::tls::ledger::{Facts, Ledger};
+use crate::tls::flight;
+use crate::tls::ledger::{Facts, Ledger, Speech};
 
 /// Looks on while a tunnel is carried: follows the handshake, and asks the kernel at the first event.
 #[derive(Debug)]
@@ -20,25 +25,76 @@ pub(super) struct Witness {
 /// A handshake that is followed, or what was seen of one that is over: a tunnel keeps no more than it tells.
 #[derive(Debug)]
 enum Handshake {
-    Followed(Box<Ledger>),
+    Followed(Box<Followed>),
     Over(Box<Facts>),
 }
 
+#[derive(Debug, Default)]
+struct Followed {
+    ledger: Ledger,
+    /// Hears what the client says first.
+    tunnel: Option<Arc<Tunnel>>,
+}
+
 impl Handshake {
-    fn see(&mut self, look: impl FnOnce(&mut Ledger)) {
-        if let Self::Followed(ledger) = self {
-            look(ledger);
-            if ledger.is_over() {
-                *self = Self::Over(Box::new(ledger.facts()));
+    fn see(&mut self, look: impl FnOnce(&mut Followed)) {
+        if let Self::Followed(followed) = self {
+            look(followed);
+            if followed.ledger.is_over() {
+                *self = Self::Over(Box::new(followed.ledger.facts()));
             }
         }
     }
 
     fn facts(self) -> Facts {
         match self {
-            Self::Followed(ledger) => ledger.facts(),
+            Self::Followed(followed) => followed.ledger.facts(),
             Self::Over(facts) => *facts,
         }
+    }
+}
+
+impl Followed {
+    fn client(&mut self, bytes: &[u8], now: Instant) {
+        let is_first = self.ledger.facts_now().speech == Speech::Silence;
+        self.ledger.client(bytes, now);
+        self.tell(bytes, is_first);
+    }
+
+    /// Tells what the client says first: its ClientHello once it is whole, or by its first bytes what it is instead.
+    fn tell(&mut self, bytes: &[u8], is_first: bool) {
+        let facts = self.ledger.facts_now();
+        let first = match (&facts.client_hello, facts.speech == Speech::Other) {
+            (Some(hello), _) => Some(First::Hello(hello.clone())),
+            (None, true) if is_first => begins(bytes),
+            (None, _) => None,
+        };
+        if let Some(first) = first
+            && let Some(tunnel) = self.tunnel.take()
+        {
+            tunnel.said(first);
+        }
+    }
+}
+
+/// What a client has said first, as far as that can be told.
+pub(super) fn first_of(said: &flight::Flight) -> Option<First> {
+    match said.hello() {
+        Some(hello) => Some(First::Hello(hello.clone())),
+        None => begins(said.bytes()),
+    }
+}
+
+/// What begins so, where it is no TLS.
+fn begins(bytes: &[u8]) -> Option<First> {
+    if bytes.is_empty() || Flight::is_open(bytes) {
+        return None;
+    }
+    match Flight::of_bytes(bytes).proto()? {
+        Proto::Tls => None,
+        Proto::Http => Some(First::Http),
+        Proto::Ssh => Some(First::Ssh),
+        Proto::Other => Some(First::Other),
     }
 }
 
@@ -59,6 +115,15 @@ impl Witness {
             server: server.clone(),
             first: None,
         }
+    }
+
+    /// Lets a tunnel know what its client says first.
+    pub(super) fn tells(&mut self, tunnel: &Arc<Tunnel>) {
+        let tunnel = tunnel.clone();
+        self.handshake.see(|followed| {
+            followed.tunnel = Some(tunnel);
+            followed.tell(&[], false);
+        });
     }
 
     fn moment(&self, at: Instant) -> Moment {
@@ -100,11 +165,12 @@ impl Watch for Witness {
     }
 
     fn client(&mut self, bytes: &[u8], now: Instant) {
-        self.handshake.see(|ledger| ledger.client(bytes, now));
+        self.handshake.see(|followed| followed.client(bytes, now));
     }
 
     fn server(&mut self, bytes: &[u8], now: Instant) {
-        self.handshake.see(|ledger| ledger.server(bytes, now));
+        self.handshake
+            .see(|followed| followed.ledger.server(bytes, now));
     }
 
     fn event(&mut self, reason: &Reason, now: Instant) {
@@ -115,7 +181,7 @@ impl Watch for Witness {
     }
 
     fn is_final(&self, reason: &Reason) -> bool {
-        matches!((reason, &self.handshake), (Reason::ClientFin, Handshake::Followed(ledger)) if ledger.is_unfinished())
+        matches!((reason, &self.handshake), (Reason::ClientFin, Handshake::Followed(followed)) if followed.ledger.is_unfinished())
     }
 }
 

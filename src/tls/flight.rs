@@ -2,6 +2,8 @@
 //!
 //! Pure: bytes and moments go in.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
@@ -60,7 +62,7 @@ impl Flight {
     }
 
     /// The ClientHello, once it is whole.
-    pub fn hello(&self) -> Option<&ClientHello> {
+    pub fn hello(&self) -> Option<&Arc<ClientHello>> {
         self.ledger.facts_now().client_hello.as_ref()
     }
 

@@ -6,6 +6,7 @@
 
 mod records;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -118,7 +119,7 @@ pub struct Facts {
     /// What goes through.
     pub speech: Speech,
     /// The ClientHello; of two, the second one.
-    pub client_hello: Option<ClientHello>,
+    pub client_hello: Option<Arc<ClientHello>>,
     /// Its length, with record headers.
     pub client_hello_bytes: usize,
     /// In how many records it came.
@@ -194,7 +195,7 @@ impl Ledger {
     }
 
     /// The same, as it is noted: [`Facts::server_is_cut`] and the fifth state are not in it yet.
-    pub(super) fn facts_now(&self) -> &Facts {
+    pub fn facts_now(&self) -> &Facts {
         &self.facts
     }
 
@@ -299,7 +300,7 @@ impl Ledger {
                 // What comes behind a wrong message counts for nothing, wherever the bytes are cut.
                 if !is_hello {
                 } else if kind == CLIENT_HELLO {
-                    facts.client_hello = ClientHello::read(message);
+                    facts.client_hello = ClientHello::read(message).map(Arc::new);
                     is_hello = facts.client_hello.is_some();
                     facts.state = facts.state.max(State::T2);
                 } else if facts.state < State::T2 {

@@ -266,6 +266,9 @@ pub(in crate::admin) struct Rule {
 pub(in crate::admin) struct Applied {
     /// Its hash.
     pub(in crate::admin) hash: Arc<str>,
+    /// How many open tunnels were cut since it refuses them, where it says `on_reload: close_blocked`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::admin) tunnels_cut: Option<usize>,
 }
 
 /// What was found in a policy.

@@ -242,7 +242,14 @@ async fn wished(
     let sent = station.keeper.send(wish(sender)).await;
     sent.map_err(|_| ending())?;
     match answer.await {
-        Ok(Ok(hash)) => Ok(([(ETAG, etag(&hash))], Json(Applied { hash })).into_response()),
+        Ok(Ok(at_work)) => {
+            let tag = etag(&at_work.hash);
+            let applied = Applied {
+                hash: at_work.hash,
+                tunnels_cut: at_work.cut,
+            };
+            Ok(([(ETAG, tag)], Json(applied)).into_response())
+        }
         Ok(Err(Refused::Bad(report))) => {
             let told = report.diagnostics.iter().map(Diagnostic::told);
             Err(Problem::of_policy(told.collect()))

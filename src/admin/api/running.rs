@@ -79,7 +79,7 @@ pub(super) async fn tunnels(State(station): State<Arc<Station>>) -> Json<Tunnels
     let tunnels = tunnels.iter().map(|tunnel| Tunnel {
         id: tunnel.id,
         start: tunnel.start,
-        client: tunnel.client.to_string(),
+        client: tunnel.presence.client.peer.to_string(),
         target: tunnel.target.as_ref().map(|(host, port)| {
             let host = Host::parse(host);
             host.map_or_else(

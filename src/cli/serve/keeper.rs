@@ -8,7 +8,7 @@ use tokio::time::interval;
 
 use super::args::ServeArgs;
 use super::{MOST_ROUNDS, Signals, load, options, settings, warn_of_faults};
-use crate::app::reload::{Answer, Refused, Standing, Watch, Wish};
+use crate::app::reload::{Answer, Applied, Refused, Standing, Watch, Wish};
 use crate::app::{App, Settings, StartError, systemd};
 use crate::config::env::Environment;
 use crate::config::{self, Diagnostic, Loaded, Secrets, Source, Told};
@@ -128,16 +128,17 @@ impl Keeper<'_> {
         let files = loaded.files.clone();
         if is_same && !is_asked {
             self.standing.accept();
-            return (files, Ok(current.hash.clone()));
+            let hash = current.hash.clone();
+            return (files, Ok(Applied { hash, cut: None }));
         }
         for warning in &loaded.warnings {
             say!("{}", warning.render(self.is_coloured));
         }
         let outcome = self.replace(loaded);
         match &outcome {
-            Ok(hash) => {
+            Ok(Applied { hash, cut }) => {
                 self.standing.accept();
-                tracing::info!(policy = %self.source, hash = &**hash, "reloaded");
+                tracing::info!(policy = %self.source, hash = &**hash, tunnels_cut = cut, "reloaded");
             }
             Err(Refused::Unfit(why)) => {
                 let told = Told::of_file(self.source.to_string().into(), why.clone());
@@ -166,13 +167,14 @@ impl Keeper<'_> {
             self.count(false);
             Refused::Bad(report)
         })?;
-        let hash = self.replace(loaded)?;
+        let applied = self.replace(loaded)?;
         tracing::info!(
-            hash = &*hash,
+            hash = &*applied.hash,
+            tunnels_cut = applied.cut,
             "a policy was applied through the admin API; it holds until {} is read again",
             self.source
         );
-        Ok(hash)
+        Ok(applied)
     }
 
     /// Sets a policy to work that was loaded, if it can be done without a restart.
@@ -210,8 +212,8 @@ impl Keeper<'_> {
         }
         let hash = loaded.policy.hash.clone();
         warn_of_faults(&loaded.policy);
-        self.app.replace(loaded.policy, &settings);
-        Ok(hash)
+        let cut = self.app.replace(loaded.policy, &settings);
+        Ok(Applied { hash, cut })
     }
 
     fn count(&self, is_good: bool) {

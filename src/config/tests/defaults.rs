@@ -67,3 +67,33 @@ fn a_circuit_is_off_unless_it_is_set() {
         assert_eq!(mistakes(&policy(circuit)), [expected], "{circuit}");
     }
 }
+
+#[test]
+fn open_tunnels_go_on_unless_the_policy_says_otherwise() {
+    let policy = |line: &str| format!("version: 1\n{line}\nrules: []\ndefault: {{direct: true}}\n");
+    for (line, expected) in [
+        ("", OnReload::Keep),
+        ("on_reload: keep", OnReload::Keep),
+        ("on_reload: close_blocked", OnReload::CloseBlocked),
+    ] {
+        assert_eq!(loaded(&policy(line)).policy.on_reload, expected, "{line}");
+    }
+    for (line, expected) in [
+        (
+            "on_reload: close",
+            "2:12 `close` is not one of keep, close_blocked",
+        ),
+        (
+            "on_reload: true",
+            "2:12 `true` is not one of keep, close_blocked",
+        ),
+        ("on_reload:", "2:1 `on_reload` has no value"),
+        ("on_relod: keep", "2:1 `on_relod` is no key of the policy"),
+        (
+            "defaults: {on_reload: keep}",
+            "2:12 `on_reload` is no key of `defaults`",
+        ),
+    ] {
+        assert_eq!(mistakes(&policy(line)), [expected], "{line}");
+    }
+}

@@ -198,6 +198,7 @@ pub(super) fn policy() -> impl Strategy<Value = Policy> {
                 retry: Retry::default(),
                 circuit: None,
                 sniff,
+                on_reload: OnReload::default(),
                 roles: Vec::new(),
                 labels: Labels::None,
                 proves_users: false,

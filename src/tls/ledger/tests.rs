@@ -143,8 +143,8 @@ async fn a_handshake_is_followed_through_its_states_however_it_is_cut() {
             let hello = facts.client_hello.unwrap();
             assert_eq!(hello.server_name.as_deref(), Some("a.example"));
             assert_eq!(
-                (hello.alpn, hello.versions),
-                (vec!["h2".to_owned()], vec![version])
+                (&hello.alpn, &hello.versions),
+                (&vec!["h2".to_owned()], &vec![version])
             );
             assert!(!hello.groups.is_empty() && facts.client_hello_bytes > 150);
             assert_eq!(facts.server_hello.unwrap().version, version);
