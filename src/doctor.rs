@@ -12,5 +12,5 @@ pub mod probe;
 pub mod verdict;
 
 pub use facts::Facts;
-pub use probe::{Plan, examine};
+pub use probe::{Bounds, Control, Granted, Plan, examine};
 pub use verdict::{Verdict, judge};

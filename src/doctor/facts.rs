@@ -64,6 +64,17 @@ pub enum Spoken {
     Other,
 }
 
+impl Spoken {
+    /// What is most likely spoken at a port.
+    pub fn at(port: u16) -> Self {
+        match port {
+            443 => Self::Tls,
+            80 => Self::Http,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What one name server said.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Answer {
@@ -330,5 +341,13 @@ impl Facts {
             .peekable();
         tries.peek()?;
         Some(tries.any(|cell| cell.outcome.is_fine()))
+    }
+}
+
+/// Whether an address is of the inside.
+pub(super) fn is_private(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }

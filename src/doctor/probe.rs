@@ -30,6 +30,7 @@ use crate::net::connect::{self, Limits, Shape};
 use crate::net::here::is_here;
 use crate::net::resolve::Resolver;
 use crate::net::wire::Wire;
+use crate::policy::dns::AskId;
 use crate::policy::{Policy, Route, RouteSpec};
 use crate::route::assemble::assemble;
 use crate::route::{self, Conn, Dial, Names, Purpose, health};
@@ -37,6 +38,9 @@ use crate::target::{Host, Target};
 use crate::timeouts::Timeouts;
 use crate::tls::handshake::{Established, HandshakeError, Hello, Offer, handshake_as};
 use crate::tls::trust::{Judgement, Roots};
+
+/// The way without an upstream.
+pub(super) const DIRECT: &str = "direct";
 
 /// So many addresses are tried.
 const MOST_ADDRESSES: usize = 8;
@@ -77,6 +81,81 @@ pub struct Plan {
     pub portal: Option<(Target, String)>,
     /// Name servers to ask one by one: those of the system.
     pub servers: Vec<SocketAddr>,
+    /// What it keeps to where nobody asked for it; nothing where somebody did.
+    pub bounds: Option<Bounds>,
+}
+
+/// What a look keeps to that nobody asked for: where the requests went that failed, and no further.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// The ways that may be gone: those that the policy leads such requests by. Names are looked up where `direct` is one.
+    pub ways: Vec<Granted>,
+    /// Whose requests they were: addresses are judged for that client.
+    pub client: Client,
+    /// The target's addresses that may be dialled; where empty all that the guards let through.
+    pub addresses: Vec<IpAddr>,
+    /// Who is asked for the target's name, where a rule says so.
+    pub dns: Option<AskId>,
+}
+
+/// A way that may be gone.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// `direct`, or the upstream's name.
+    pub route: Arc<str>,
+    /// What is known to work by it, in place of [`Plan::controls`].
+    pub controls: Vec<Control>,
+}
+
+/// What is known to work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Host and port.
+    pub target: Target,
+    /// Where it is; looked up where nothing stands here.
+    pub address: Option<IpAddr>,
+}
+
+impl Plan {
+    /// Whether a way may be gone.
+    fn grants(&self, route: &str) -> bool {
+        let granted = |bounds: &Bounds| bounds.ways.iter().any(|way| *way.route == *route);
+        self.bounds.as_ref().is_none_or(granted)
+    }
+
+    /// What is held against the target on a way.
+    pub(super) fn controls_of(&self, route: &str) -> Vec<Control> {
+        let unbound = || {
+            let controls = self.controls.iter().cloned();
+            let control = |target| Control {
+                target,
+                address: None,
+            };
+            controls.map(control).collect()
+        };
+        self.bounds.as_ref().map_or_else(unbound, |bounds| {
+            let way = bounds.ways.iter().find(|way| *way.route == *route);
+            way.map(|way| way.controls.clone()).unwrap_or_default()
+        })
+    }
+
+    /// The only addresses that may be dialled for a target or a control, and who is asked for its name.
+    fn way_to(&self, target: &Target) -> (Option<Vec<IpAddr>>, Option<AskId>) {
+        let Some(bounds) = &self.bounds else {
+            return (None, None);
+        };
+        if *target == self.target {
+            let addresses = &bounds.addresses;
+            return (
+                (!addresses.is_empty()).then(|| addresses.clone()),
+                bounds.dns,
+            );
+        }
+        let mut controls = bounds.ways.iter().flat_map(|way| &way.controls);
+        let known = controls.find(|control| control.target == *target && control.address.is_some());
+        let address = known.and_then(|control| control.address);
+        (address.map(|address| vec![address]), None)
+    }
 }
 
 /// Tells how far it is.
@@ -148,14 +227,12 @@ pub async fn examine(
         chosen: plan.chosen.clone(),
         ..Facts::default()
     };
-    facts.dns = doctor.ask_all().await;
-    let mut addresses: Vec<IpAddr> = plan.target.host.ip().into_iter().collect();
-    for ip in facts.dns.iter().flat_map(|answer| &answer.addresses) {
-        if !addresses.contains(ip) {
-            addresses.push(*ip);
-        }
-    }
-    addresses.truncate(MOST_ADDRESSES);
+    let addresses = if plan.grants(DIRECT) {
+        facts.dns = doctor.ask_all().await;
+        doctor.addresses(&facts)
+    } else {
+        Vec::new()
+    };
     (doctor.progress)("connecting to each address");
     let tries = addresses.into_iter().map(|ip| {
         let address = SocketAddr::new(ip, plan.target.port);
@@ -176,9 +253,10 @@ pub async fn examine(
     let mut ways = Vec::new();
     for (route, dial) in policy.routes.iter().zip(&built) {
         let tries = match route.spec {
+            RouteSpec::Direct if !plan.grants(&route.name) => continue,
             RouteSpec::Direct if is_deaf => 1,
             RouteSpec::Direct => 2,
-            RouteSpec::Upstream(_) if upstreams < MOST_UPSTREAMS => {
+            RouteSpec::Upstream(_) if upstreams < MOST_UPSTREAMS && plan.grants(&route.name) => {
                 upstreams += 1;
                 2
             }
@@ -250,6 +328,7 @@ impl<'a> Doctor<'a> {
     ) -> (Self, Vec<Arc<dyn Dial>>) {
         let health = health::of_policy(policy, &[]);
         let (names, built) = assemble(policy, resolver, &health, &[], None);
+        let of_bounds = plan.bounds.as_ref().map(|bounds| bounds.client.clone());
         let doctor = Self {
             policy,
             names,
@@ -260,7 +339,7 @@ impl<'a> Doctor<'a> {
                 proxy_reply: REPLY,
                 ..(*policy.timeouts).clone()
             }),
-            client: Client::ourselves("doctor"),
+            client: of_bounds.unwrap_or_else(|| Client::ourselves("doctor")),
             progress,
         };
         (doctor, built.routes.clone())
@@ -276,6 +355,22 @@ impl<'a> Doctor<'a> {
 }
 
 impl Doctor<'_> {
+    /// The target's addresses that are tried straight.
+    fn addresses(&self, facts: &Facts) -> Vec<IpAddr> {
+        let (only, _) = self.plan.way_to(&self.plan.target);
+        let mut addresses: Vec<IpAddr> = self.plan.target.host.ip().into_iter().collect();
+        for ip in facts.dns.iter().flat_map(|answer| &answer.addresses) {
+            if !addresses.contains(ip) {
+                addresses.push(*ip);
+            }
+        }
+        if let Some(only) = only {
+            addresses.retain(|ip| only.contains(ip));
+        }
+        addresses.truncate(MOST_ADDRESSES);
+        addresses
+    }
+
     /// Connects straight to one address, if the guards let it.
     async fn connect(&self, address: SocketAddr, shape: Shape) -> Result<Conn, Failure> {
         let admitted = self
@@ -307,7 +402,8 @@ impl Doctor<'_> {
         } else {
             format!("via {name}")
         };
-        let ask = async |control: &Target| {
+        let ask = async |control: &Control| {
+            let control = &control.target;
             (self.progress)(&format!("{told}: control {}", control.host));
             let begun = Instant::now();
             let outcome = if self.plan.spoken == Spoken::Http {
@@ -320,9 +416,10 @@ impl Doctor<'_> {
         };
         // At once: each may be silent for as long as an upstream may be. Behind the first: a password that an upstream
         // refuses is not sent again and again, since that could lock the account.
-        let (first, others) = match self.plan.controls.split_first() {
+        let controls = self.plan.controls_of(name);
+        let (first, others) = match controls.split_first() {
             Some((first, others)) if says_who_we_are => (Some(first), others),
-            _ => (None, &*self.plan.controls),
+            _ => (None, &*controls),
         };
         if let Some(first) = first {
             way.controls.push(ask(first).await);
@@ -392,8 +489,11 @@ impl Doctor<'_> {
         target: &Target,
         purpose: Purpose,
     ) -> Result<Conn, Failure> {
+        let (addresses, dns) = self.plan.way_to(target);
         let plan = route::Plan {
             timeouts: self.timeouts.clone(),
+            addresses: addresses.map(Ok),
+            dns,
             ..route::Plan::new(self.policy, self.client.clone(), target.clone(), purpose)
         };
         dial.dial(&plan, &Trail::default()).await

@@ -99,13 +99,17 @@ impl Verdict {
     }
 }
 
+/// Where there is nothing to hold against the target.
+pub const NO_CONTROL: &str = "no control was tried: name one with --control HOST";
+
 /// Says what the facts amount to.
 pub fn judge(facts: &Facts) -> Verdict {
-    let rows: [fn(&Facts) -> Option<Verdict>; 14] = [
+    let rows: [fn(&Facts) -> Option<Verdict>; 15] = [
         certificate::clock,
         way::route_down,
         way::captive_portal,
         way::upstream,
+        way::behind_upstream,
         dns::answers,
         way::everywhere,
         tcp::addresses,
@@ -130,9 +134,7 @@ pub fn judge(facts: &Facts) -> Verdict {
     }
     let has_controls = facts.ways.iter().any(|way| !way.controls.is_empty());
     if !has_controls && !verdict.is_fine() {
-        verdict
-            .counter
-            .push("no control was tried: name one with --control HOST".to_owned());
+        verdict.counter.push(NO_CONTROL.to_owned());
     }
     verdict
 }

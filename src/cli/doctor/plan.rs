@@ -56,9 +56,7 @@ pub(super) fn plan(
     let spoken = match asked.target.port {
         _ if asked.is_plain() => Spoken::Http,
         _ if url.contains("://") => Spoken::Tls,
-        443 => Spoken::Tls,
-        80 => Spoken::Http,
-        _ => Spoken::Other,
+        port => Spoken::at(port),
     };
     let controls = controls(args, env, spoken)?;
     let portal = portal(args)?;
@@ -91,6 +89,7 @@ pub(super) fn plan(
         controls,
         portal,
         servers: dns::system_servers(),
+        bounds: None,
     };
     Ok((plan, rule))
 }

@@ -23,6 +23,7 @@ pub(in crate::cli) fn reach(proxies: &[Target], env: &Environment) -> anyhow::Re
                 controls: Vec::new(),
                 portal: None,
                 servers: Vec::new(),
+                bounds: None,
             };
             let facts = examine(&policy, resolver, &plan, progress).await;
             let direct = facts.direct().and_then(|way| way.target.last());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::matrix::has_answered;
-use super::{Doctor, Failed, PAUSE, large};
+use super::{DIRECT, Doctor, Failed, PAUSE, large};
 use crate::doctor::facts::Hop;
 use crate::failure::{Failure, classify};
 use crate::net::connect::Shape;
@@ -24,9 +24,9 @@ const CUT: Duration = Duration::from_millis(1500);
 impl Doctor<'_> {
     /// Walks to an address until something cuts off a ClientHello with the target's name, or the address is reached.
     pub(super) async fn walk(&self, address: SocketAddr) -> Vec<Hop> {
-        let decoy = self.plan.controls.first().map_or_else(
+        let decoy = self.plan.controls_of(DIRECT).first().map_or_else(
             || Host::Name("www.example.com".into()),
-            |control| control.host.clone(),
+            |control| control.target.host.clone(),
         );
         let mut hops: Vec<Hop> = Vec::new();
         let mut silent = 0;

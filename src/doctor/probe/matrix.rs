@@ -7,9 +7,9 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Doctor, Failed, HELLO, PAUSE, large, probe};
+use super::{Control, DIRECT, Doctor, Failed, HELLO, PAUSE, large, probe};
 use crate::cause::Side;
-use crate::doctor::facts::{Cell, Content};
+use crate::doctor::facts::{Cell, Content, is_private};
 use crate::exchange::Trail;
 use crate::failure::handshake::Handshake;
 use crate::failure::{Failure, classify};
@@ -24,8 +24,20 @@ impl Doctor<'_> {
     /// Handshakes with other contents, a control before and behind them.
     pub(super) async fn matrix(&self, address: SocketAddr) -> Vec<Cell> {
         let target = &self.plan.target;
-        let control = self.plan.controls.first();
-        let decoy = control.map_or_else(
+        let control = self.plan.controls_of(DIRECT).into_iter().next();
+        let elsewhere = match &control {
+            Some(control) => self.address_of(control).await,
+            None => None,
+        };
+        // Unasked, no name of the inside is told to the outside.
+        let may_mix = |other: SocketAddr| {
+            self.plan.bounds.is_none() || is_private(&address.ip()) == is_private(&other.ip())
+        };
+        let elsewhere = elsewhere.filter(|other| may_mix(*other));
+        let control = control
+            .map(|control| control.target)
+            .filter(|_| self.plan.bounds.is_none() || elsewhere.is_some());
+        let decoy = control.as_ref().map_or_else(
             || Host::Name("www.example.com".into()),
             |control| control.host.clone(),
         );
@@ -35,10 +47,6 @@ impl Doctor<'_> {
         let only12 = Offer {
             hello: Hello::Only12,
             ..Offer::of(&[b"http/1.1"])
-        };
-        let elsewhere = match control {
-            Some(control) => self.address_of(control).await,
-            None => None,
         };
         let mut plan = vec![
             (
@@ -123,7 +131,11 @@ impl Doctor<'_> {
         cells
     }
 
-    async fn address_of(&self, target: &Target) -> Option<SocketAddr> {
+    async fn address_of(&self, control: &Control) -> Option<SocketAddr> {
+        let target = &control.target;
+        if let Some(address) = control.address {
+            return Some(SocketAddr::new(address, target.port));
+        }
         let inquiry = self.names.of_target(&target.host, None);
         let found = inquiry
             .lookup(&target.host, self.policy.timeouts.dns, &Trail::default())

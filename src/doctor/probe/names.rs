@@ -27,8 +27,14 @@ impl Doctor<'_> {
                 ..Answer::default()
             }];
         }
-        let is_system = self.policy.dns.choose(name, None).0 == AskId::SYSTEM;
+        let of_rule = self.plan.bounds.as_ref().and_then(|bounds| bounds.dns);
+        let chosen = self.policy.dns.choose(name, of_rule).0;
+        let is_system = chosen == AskId::SYSTEM;
         for (at, ask) in self.policy.dns.asks.iter().enumerate() {
+            // Unasked, nobody learns of the name who is not asked for it anyway.
+            if self.plan.bounds.is_some() && AskId(at) != chosen {
+                continue;
+            }
             let server = ask.server.as_ref();
             if server.is_none() && !is_system {
                 continue; // nobody asks it

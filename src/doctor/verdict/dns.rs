@@ -4,14 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Certainty::{Certain, Strong};
 use super::{Verdict, controls, failures, rule};
-use crate::doctor::facts::{Answer, Facts, Way};
-
-fn is_private(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-    }
-}
+use crate::doctor::facts::{Answer, Facts, Way, is_private};
 
 /// Has a server asked for a name: one of the policy, or of this machine.
 fn ask_at(server: &str, host: &str) -> String {

@@ -71,6 +71,23 @@ fn upstreams_speak_for_themselves() {
             ),
         );
     }
+    // Where the direct way was not looked at, others behind it are what is left to hold it against.
+    for (control, target, id, certainty) in [
+        ("ok", RESET, "fails_behind_upstream", Strong),
+        (RESET, RESET, "route_down", Certain),
+        (
+            "ok",
+            "tls.alert_from_server.internal_error",
+            "unexplained",
+            Medium,
+        ),
+    ] {
+        check(
+            id,
+            certainty,
+            &format!("chosen corp\nway corp control={control} target={target},{target}"),
+        );
+    }
     // It answers for others.
     let silent = "target=upstream.no_reply";
     check(

@@ -176,6 +176,29 @@ pub(super) fn upstream(facts: &Facts) -> Option<Verdict> {
     })
 }
 
+/// Who passes by an upstream where the target does not, and the direct way was not to be looked at.
+pub(super) fn behind_upstream(facts: &Facts) -> Option<Verdict> {
+    let chosen = facts.chosen.as_deref()?;
+    let way = facts.ways.iter().find(|way| way.route == chosen)?;
+    let failure = way.failure().filter(|_| !way.works())?;
+    let is_silent = failure.failed_of("tls.") && !failure.is_answered();
+    if facts.direct().is_some() || !is_silent || way.is_up() != Some(true) {
+        return None;
+    }
+    let name = &way.route;
+    let verdict = Verdict::new(
+        "fails_behind_upstream",
+        Strong,
+        format!("{name} works for others, and not for {}", facts.target),
+    );
+    let verdict = verdict
+        .because(failures(facts))
+        .because(controls(way))
+        .but("the direct way was not looked at: the policy does not lead there")
+        .mend("ask those who run the upstream, or try another one");
+    Some(verdict)
+}
+
 /// It fails alike on every way.
 pub(super) fn everywhere(facts: &Facts) -> Option<Verdict> {
     let is_served = |way: &Way| {
