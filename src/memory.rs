@@ -6,15 +6,21 @@
 
 mod recent;
 mod suspects;
+mod triage;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::observe::Observe;
 use crate::policy::Circuit;
 use crate::record::{Outcome, Record};
 use crate::timeouts::Brief;
 use recent::{Failed, Recent};
+
+pub use triage::{Control, Diagnosis, Due, Found, Request};
 
 /// How long a failure is mentioned to the next request for the same target.
 const REMINDER: Duration = Duration::from_mins(10);
@@ -23,6 +29,10 @@ const REMINDER: Duration = Duration::from_mins(10);
 #[derive(Debug)]
 pub struct Memory {
     recent: Mutex<Recent>,
+    /// Told when a target waits for a look.
+    some_wait: Notify,
+    /// Looks that were taken, by verdict.
+    taken: Mutex<BTreeMap<&'static str, u64>>,
     then: Arc<dyn Observe>,
 }
 
@@ -35,6 +45,8 @@ pub struct Earlier {
     pub hop: Option<Arc<str>>,
     /// How long ago.
     pub ago: Duration,
+    /// What a look at the target has found since it fails.
+    pub found: Option<Found>,
 }
 
 impl std::fmt::Display for Earlier {
@@ -52,12 +64,18 @@ impl Memory {
     pub fn new(then: Arc<dyn Observe>) -> Self {
         Self {
             recent: Mutex::default(),
+            some_wait: Notify::new(),
+            taken: Mutex::default(),
             then,
         }
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets how hops with these names went: they mean others now.
@@ -71,9 +89,14 @@ impl Memory {
     /// The last failure of a target, if it is not long ago and no success followed.
     pub fn earlier(&self, host: &str, port: u16) -> Option<Earlier> {
         let mut recent = self.recent();
+        let found = recent.found(host, port);
         let failed = recent.target(host, port)?.last_failure()?;
         let ago = failed.at.elapsed();
-        (ago <= REMINDER).then(|| earlier(failed, ago))
+        let earlier = Earlier {
+            found,
+            ..earlier(failed, ago)
+        };
+        (ago <= REMINDER).then_some(earlier)
     }
 
     /// Whether a target passed lately by a hop.
@@ -100,17 +123,26 @@ impl Observe for Memory {
         if record.outcome != Outcome::Unknown && record.faults.is_empty() {
             let mut recent = self.recent();
             if record.outcome == Outcome::Failure
-                && let (Some(host), Some(port)) = (&record.server_address, record.server_port)
-                && let Some(target) = recent.target(host, port)
-                && let Some(failed) = target.last_failure()
+                && let (Some(host), Some(port)) =
+                    (record.server_address.clone(), record.server_port)
             {
-                let ago = failed.at.elapsed();
-                if ago <= REMINDER {
-                    remind(&mut record, &earlier(failed, ago));
+                if let Some(target) = recent.target(&host, port)
+                    && let Some(failed) = target.last_failure()
+                {
+                    let ago = failed.at.elapsed();
+                    if ago <= REMINDER {
+                        remind(&mut record, &earlier(failed, ago));
+                    }
+                }
+                if let Some(found) = recent.found(&host, port) {
+                    triage::tell(&mut record, &found);
                 }
             }
             recent.note(&record);
             record.suspects = suspects::judge(&record, &mut recent);
+            if recent.some_wait() {
+                self.some_wait.notify_one();
+            }
         }
         self.then.record(record);
     }
@@ -118,7 +150,10 @@ impl Observe for Memory {
 
 /// A hint with what happened before.
 pub fn reminded(hint: &str, earlier: &Earlier) -> String {
-    format!("{hint}; before: {earlier}")
+    match &earlier.found {
+        Some(found) => format!("{hint}; before: {earlier}; {found}"),
+        None => format!("{hint}; before: {earlier}"),
+    }
 }
 
 fn remind(record: &mut Record, earlier: &Earlier) {
@@ -132,6 +167,7 @@ fn earlier(failed: &Failed, ago: Duration) -> Earlier {
         cause: failed.cause.to_string(),
         hop: failed.hop.clone(),
         ago,
+        found: None,
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Policy {
     pub errors_in_json: bool,
     /// When a target that keeps failing is refused without a try; never where `None`.
     pub circuit: Option<Circuit>,
+    /// When a target that keeps failing is looked at without being asked; never where `None`.
+    pub triage: Option<Triage>,
     /// Whether first flights are read, where no rule says otherwise.
     pub sniff: Sniff,
     /// What becomes of open tunnels when it takes effect.
@@ -205,6 +207,17 @@ pub struct Circuit {
     pub open: Duration,
 }
 
+/// When a target that keeps failing is looked at without being asked (`defaults.triage`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Triage {
+    /// How many failures of a target with the same cause in a row are needed: 1 to 100.
+    pub fails: u32,
+    /// The time in which they must fall, at most an hour.
+    pub within: Duration,
+    /// How long the same target is not looked at again: a minute to a day.
+    pub every: Duration,
+}
+
 /// What a rule does.
 #[derive(Clone, Debug)]
 pub enum Action {
@@ -253,6 +266,12 @@ pub enum Mode {
 }
 
 impl Policy {
+    /// Whether a rule may hang on the addresses of a target.
+    pub fn looks_up(&self) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|rule| rule.mode != Mode::Off && rule.matcher.looks_up())
+    }
+
     /// Lets rules and guards only note what they would block, or act, whatever the policy's own `mode` says.
     pub fn only_note(&mut self, report: bool) {
         self.report = report;

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use evidence::{ClientTcp, Dns, Icmp, IcmpKeys, Reset, ServerTcp, Tls};
+pub use evidence::{ClientTcp, DiagnosisKeys, Dns, Icmp, IcmpKeys, Reset, ServerTcp, Tls};
 use trace::Trace;
 
 /// The name and version of the record's form.
@@ -220,6 +220,9 @@ pub struct Record {
     /// What the observations lead to suspect, the surest first.
     #[serde(rename = "egress.suspects", skip_serializing_if = "Vec::is_empty")]
     pub suspects: Vec<Suspect>,
+    /// What a look at the target found, where it kept failing.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub diagnosis: Option<Box<DiagnosisKeys>>,
     /// An orderly end: `close.client_fin`, `close.server_fin`, `close.both`.
     #[serde(rename = "egress.end", skip_serializing_if = "Option::is_none")]
     pub ending: Option<Cow<'static, str>>,
@@ -415,6 +418,7 @@ impl Record {
             faults: Vec::new(),
             notes: Vec::new(),
             suspects: Vec::new(),
+            diagnosis: None,
             ending: None,
             policy: None,
             trace: None,

@@ -11,7 +11,7 @@ use super::Secrets;
 use super::chains;
 use super::clients::{self, Clients, Listeners};
 use super::decode::{At, clip, midnight};
-use super::defaults::{circuit, sniff, timeouts, timeouts_of_rule};
+use super::defaults::{circuit, sniff, timeouts, timeouts_of_rule, triage};
 use super::diag::{Findings, Place};
 use super::dns::{self, NameServers};
 use super::env::Environment;
@@ -98,6 +98,10 @@ pub(super) fn policy(
         .defaults
         .as_ref()
         .and_then(|defaults| circuit(defaults.circuit.as_ref()?, findings));
+    let triage = raw
+        .defaults
+        .as_ref()
+        .and_then(|defaults| triage(defaults.triage.as_ref()?, findings));
     let profiles = Profiles::compile(raw.faults.as_ref(), findings);
     let mut routes = Routes::compile(raw.upstreams.as_ref(), profiles, context, findings);
     routes.add_groups(raw, findings);
@@ -163,6 +167,7 @@ pub(super) fn policy(
             .and_then(|defaults| defaults.errors.as_ref())
             .is_some_and(|errors| errors.value == raw::defaults::Errors::Json),
         circuit,
+        triage,
         sniff: sniff(defaults_sniff).unwrap_or_default(),
         on_reload: match raw.on_reload.as_ref().map(|at| at.value) {
             None | Some(raw::OnReload::Keep) => OnReload::Keep,

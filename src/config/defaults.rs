@@ -1,12 +1,12 @@
-//! What holds where a rule or an upstream says nothing else: times, the circuit, how long a client's first word is waited for.
+//! What holds where a rule or an upstream says nothing else: times, the circuit, the triage, how long a client's first word is waited for.
 
 use std::time::Duration;
 
 use super::decode::{At, Wait};
 use super::diag::Findings;
 use super::raw;
-use crate::policy::Circuit;
 use crate::policy::flight::Sniff;
+use crate::policy::{Circuit, Triage};
 use crate::timeouts::Timeouts;
 
 pub(super) fn timeouts(
@@ -106,6 +106,45 @@ pub(super) fn circuit(
         fails: number?,
         within: within.0,
         open: open.0,
+    })
+}
+
+/// The longest time in which failures are counted that are looked into, and between one look and the next the shortest and
+/// the longest.
+const LONGEST_COUNT: Duration = Duration::from_hours(1);
+const BETWEEN_LOOKS: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(24));
+
+pub(super) fn triage(
+    raw: &At<raw::defaults::Triage>,
+    findings: &mut Findings<'_>,
+) -> Option<Triage> {
+    let (fails, within, every) = (
+        raw.fails.as_ref()?,
+        raw.within.as_ref()?,
+        raw.every.as_ref()?,
+    );
+    let number = u32::try_from(fails.0)
+        .ok()
+        .filter(|n| (1..=100).contains(n));
+    if number.is_none() {
+        let message = format!("{} is no number of failures for a look", fails.0);
+        findings.error(fails.place, message).with_help("1 to 100");
+    }
+    if within.0 > LONGEST_COUNT {
+        let message = "failures are counted for an hour at most";
+        findings
+            .error(within.place, message)
+            .with_help("write `1h` or less");
+    }
+    let (shortest, longest) = BETWEEN_LOOKS;
+    if !(shortest..=longest).contains(&every.0) {
+        let message = "a target is looked at once a minute at most, and once a day at least";
+        findings.error(every.place, message).with_help("1m to 24h");
+    }
+    Some(Triage {
+        fails: number?,
+        within: within.0,
+        every: every.0,
     })
 }
 

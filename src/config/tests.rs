@@ -15,7 +15,7 @@ mod upstreams;
 use std::time::Duration;
 
 use super::*;
-use crate::policy::{Circuit, OnReload, RouteSpec, matcher::Matcher};
+use crate::policy::{Circuit, OnReload, RouteSpec, Triage, matcher::Matcher};
 
 fn now() -> Timestamp {
     "2026-11-20T12:00:00Z".parse().unwrap()

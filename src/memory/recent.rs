@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::triage::{Passed, Trouble, Watch};
 use crate::record::{Attempt, Outcome, Record};
 
 /// Entries of one kind; half of them may be forgotten at once.
 const MOST: usize = 4096;
 
 /// Things kept for one entry.
-const FEW: usize = 16;
+pub(super) const FEW: usize = 16;
 
 /// Failures kept for one target: as many as a circuit may be set to count.
 const FAILURES: usize = 1000;
@@ -41,6 +42,8 @@ pub(super) struct Recent {
     silences: VecDeque<(f64, Instant)>,
     /// By hop, the longest silence that a tunnel outlived.
     survived: Vec<(Arc<str>, f64, Instant)>,
+    /// What is looked at unasked, where that is wanted.
+    pub(super) watch: Option<Watch>,
 }
 
 /// What happened to one host and port.
@@ -54,6 +57,9 @@ pub(super) struct TargetStory {
     addresses: Vec<Place>,
     /// Successes of the last minute.
     successes: VecDeque<Instant>,
+    /// What it is watched for, where targets are.
+    pub(super) trouble: Option<Box<Trouble>>,
+    pub(super) passed: Option<Box<Passed>>,
 }
 
 /// One address of a target.
@@ -226,6 +232,9 @@ impl TargetStory {
             self.went(hop, true, now);
         }
         if is_fine {
+            if let Some(trouble) = &mut self.trouble {
+                trouble.is_over();
+            }
             self.failures.clear();
             self.last_failure = None;
             self.successes.push_back(now);
@@ -364,6 +373,16 @@ impl Recent {
             .map(|story| &*story)
     }
 
+    /// The same, to be changed.
+    pub(super) fn target_mut(&mut self, host: &Arc<str>, port: u16) -> Option<&mut TargetStory> {
+        self.targets.get(&(host.clone(), port))
+    }
+
+    /// All of whom something is known.
+    pub(super) fn stories(&mut self) -> impl Iterator<Item = (&(Arc<str>, u16), &mut TargetStory)> {
+        self.targets.iter()
+    }
+
     /// What happened at an address lately.
     pub(super) fn address(&mut self, address: SocketAddr) -> Option<&AddressStory> {
         self.addresses.get(&address).map(|story| &*story)
@@ -405,7 +424,7 @@ impl Recent {
 
     /// Forgets how hops went, of which `is_meant` says that they are meant by their names.
     pub(super) fn forget_hops(&mut self, is_meant: impl Fn(&str) -> bool) {
-        for target in self.targets.values() {
+        for (_, target) in self.targets.iter() {
             target.forget_hops(&is_meant);
         }
     }
@@ -416,7 +435,11 @@ impl Recent {
             return;
         };
         let now = Instant::now();
-        self.targets.entry((host.clone(), port)).note(record, now);
+        let story = self.targets.entry((host.clone(), port));
+        story.note(record, now);
+        if let Some(watch) = &mut self.watch {
+            watch.note((host, port), story, record, now);
+        }
         let cause = record.error_type.as_deref().unwrap_or_default();
         if cause.ends_with("_after_idle")
             && let Some(silence) = record.idle_before_ms
@@ -497,8 +520,8 @@ impl<K, V> Default for Bounded<K, V> {
 }
 
 impl<K, V> Bounded<K, V> {
-    fn values(&mut self) -> impl Iterator<Item = &mut V> {
-        self.young.values_mut().chain(self.old.values_mut())
+    fn iter(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.young.iter_mut().chain(self.old.iter_mut())
     }
 }
 

@@ -135,6 +135,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
         faults,
         notes,
         suspects,
+        diagnosis,
         ending,
         policy,
         trace,
@@ -232,6 +233,7 @@ pub fn write(record: &Record, out: &mut Vec<u8>) -> Result {
     serde_members(out, "egress.fault", faults)?;
     serde_members(out, "egress.notes", notes)?;
     serde_members(out, "egress.suspects", suspects)?;
+    flat(out, diagnosis.as_deref())?;
     members!(out,
         "egress.end": ending,
         "egress.policy": policy,

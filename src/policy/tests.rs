@@ -188,6 +188,7 @@ fn an_explanation_reads_well_and_keeps_its_form() {
         commit: Commit::default(),
         retry: Retry::default(),
         circuit: None,
+        triage: None,
         sniff: Sniff::Auto,
         on_reload: OnReload::default(),
         roles: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -390,6 +391,35 @@ pub struct Reset {
         skip_serializing_if = "Option::is_none"
     )]
     pub accept_race: Option<bool>,
+}
+
+/// What a look at a target that kept failing found, some time before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct DiagnosisKeys {
+    /// What the doctor said of the target when it was last looked at unasked (`defaults.triage`), as in `sni_filtering`.
+    #[serde(rename = "egress.diagnosis.verdict")]
+    pub verdict: &'static str,
+    /// How sure that is: `certain`, `strong` or `medium`.
+    #[serde(rename = "egress.diagnosis.certainty")]
+    pub certainty: &'static str,
+    /// The same in a sentence.
+    #[serde(rename = "egress.diagnosis.sentence")]
+    pub sentence: Arc<str>,
+    /// What speaks against it, or was not looked at.
+    #[serde(
+        rename = "egress.diagnosis.counter",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub counter: Vec<String>,
+    /// What to do about it, as a part of a policy or in words.
+    #[serde(
+        rename = "egress.diagnosis.fix",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub fix: Option<Arc<str>>,
+    /// How long ago it was looked at, in seconds.
+    #[serde(rename = "egress.diagnosis.ago_s")]
+    pub ago_s: u64,
 }
 
 /// The ICMP or `ICMPv6` message that a connection failed of.

@@ -96,6 +96,18 @@ pub struct Seen {
     /// What is suspected.
     #[serde(rename = "egress.suspects", default)]
     pub suspects: Vec<Suspected>,
+    /// What a look at the target found before.
+    #[serde(rename = "egress.diagnosis.verdict")]
+    pub diagnosis: Option<String>,
+    /// How sure that is.
+    #[serde(rename = "egress.diagnosis.certainty")]
+    pub diagnosis_certainty: Option<String>,
+    /// The same in a sentence.
+    #[serde(rename = "egress.diagnosis.sentence")]
+    pub diagnosis_sentence: Option<String>,
+    /// How long before it was looked at, in seconds.
+    #[serde(rename = "egress.diagnosis.ago_s")]
+    pub diagnosis_ago: Option<u64>,
 }
 
 /// One try of a hop.
@@ -164,6 +176,17 @@ impl Seen {
         } else {
             format!("{host}:{port}")
         })
+    }
+
+    /// What a look at the target found before, in a line.
+    pub fn diagnosis(&self) -> Option<String> {
+        let verdict = self.diagnosis.as_deref()?;
+        let certainty = self.diagnosis_certainty.as_deref().unwrap_or("-");
+        let sentence = self.diagnosis_sentence.as_deref().unwrap_or_default();
+        let ago = self.diagnosis_ago.unwrap_or(0);
+        Some(format!(
+            "{verdict} ({certainty}), {ago}s before: {sentence}"
+        ))
     }
 
     /// Whether a rule or guard refused it.

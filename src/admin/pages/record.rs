@@ -35,6 +35,10 @@ const TOLD: &[&str] = &[
     "egress.hint",
     "egress.attempts",
     "egress.suspects",
+    "egress.diagnosis.ago_s",
+    "egress.diagnosis.certainty",
+    "egress.diagnosis.sentence",
+    "egress.diagnosis.verdict",
     "url.scheme",
     "url.domain",
     "url.port",
@@ -114,6 +118,12 @@ fn body(
                         p { (suspect.evidence.join(", ").replace('_', " ")) }
                     }
                 } }
+            }
+        }
+        @if let Some(diagnosis) = seen.diagnosis() {
+            section aria-labelledby="diagnosis" {
+                h2 #diagnosis { "What the doctor found" }
+                p { (diagnosis) }
             }
         }
         (copies(seen, title))

@@ -25,6 +25,10 @@ const TOLD: &[&str] = &[
     "egress.client.label",
     "egress.client.role",
     "egress.confidence",
+    "egress.diagnosis.ago_s",
+    "egress.diagnosis.certainty",
+    "egress.diagnosis.sentence",
+    "egress.diagnosis.verdict",
     "egress.end",
     "egress.fault",
     "egress.hint",
@@ -67,6 +71,7 @@ const GROUPS: &[(&str, &str, &[&str])] = &[
     ("tcp", "to the client: ", &["egress.tcp.client."]),
     ("reset", "", &["egress.reset."]),
     ("icmp", "", &["egress.icmp."]),
+    ("doctor", "", &["egress.diagnosis."]),
     ("also", "", &["egress.", ""]),
 ];
 
@@ -205,6 +210,9 @@ impl Story<'_> {
             let evidence = suspect.evidence.join(", ");
             let told = format!("{} {:.1}: {evidence}", suspect.name, suspect.score);
             self.put("suspect", Tone::Plain, &told);
+        }
+        if let Some(diagnosis) = seen.diagnosis() {
+            self.put("doctor", Tone::Plain, &diagnosis);
         }
         if let Some(hint) = &seen.hint {
             self.put("fix", Tone::Bold, hint);

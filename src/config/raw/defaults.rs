@@ -11,6 +11,8 @@ written! {
         timeouts: Timeouts,
         /// When a target that keeps failing is refused without a try; never where left out.
         circuit: Circuit,
+        /// When a target that keeps failing is looked at by the doctor without being asked; never where left out.
+        triage: Triage,
         /// The form of our own answers where the client does not ask for one (text).
         errors: Errors,
         /// From when on a tunnel keeps its hop (first_byte): until then the next hop of a chain may take over.
@@ -41,6 +43,19 @@ written! {
         within "write `within: 30s`": Wait,
         /// How long the target is refused then, at most 1h.
         open "write `open: 1m`": Wait,
+    }
+}
+
+written! {
+    /// When a target that keeps failing is looked at by the doctor without being asked. What it finds stands in the later records
+    /// of that target (`egress.diagnosis.*`).
+    Triage is "`triage`", later [] {
+        /// How many failures of a target in a row, all with the same cause, are needed: 1 to 100.
+        fails "write `fails: 3`": Count,
+        /// The time in which they must fall, at most 1h.
+        within "write `within: 5m`": Wait,
+        /// How long the same target is not looked at again: 1m to 24h.
+        every "write `every: 10m`": Wait,
     }
 }
 

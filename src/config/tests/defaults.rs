@@ -97,3 +97,53 @@ fn open_tunnels_go_on_unless_the_policy_says_otherwise() {
         assert_eq!(mistakes(&policy(line)), [expected], "{line}");
     }
 }
+
+#[test]
+fn nothing_is_looked_at_unasked_unless_it_is_set() {
+    assert_eq!(
+        loaded("version: 1\nrules: []\ndefault: {direct: true}\n")
+            .policy
+            .triage,
+        None
+    );
+    let policy = |triage: &str| {
+        format!(
+            "version: 1\ndefaults: {{triage: {triage}}}\nrules: []\ndefault: {{direct: true}}\n"
+        )
+    };
+    let set = loaded(&policy("{fails: 3, within: 5m, every: 10m}"))
+        .policy
+        .triage;
+    let expected = Triage {
+        fails: 3,
+        within: Duration::from_mins(5),
+        every: Duration::from_mins(10),
+    };
+    assert_eq!(set, Some(expected));
+    for (triage, expected) in [
+        ("{fails: 3, within: 30s}", "2:21 `triage` needs `every`"),
+        (
+            "{fails: 0, within: 30s, every: 1m}",
+            "2:28 0 is no number of failures for a look",
+        ),
+        (
+            "{fails: 101, within: 30s, every: 1m}",
+            "2:28 101 is no number of failures for a look",
+        ),
+        (
+            "{fails: 3, within: 61m, every: 10m}",
+            "2:39 failures are counted for an hour at most",
+        ),
+        (
+            "{fails: 3, within: 1m, every: 59s}",
+            "2:50 a target is looked at once a minute at most, and once a day at least",
+        ),
+        (
+            "{fails: 3, within: 1m, every: 25h}",
+            "2:50 a target is looked at once a minute at most, and once a day at least",
+        ),
+        ("true", "2:20 `triage` is a mapping, not a text"),
+    ] {
+        assert_eq!(mistakes(&policy(triage)), [expected], "{triage}");
+    }
+}

@@ -1,6 +1,6 @@
 use super::*;
 use crate::record::trace::{Hex, Trace};
-use crate::record::{Dns, Icmp, IcmpKeys, Reset, Suspect, Tls};
+use crate::record::{DiagnosisKeys, Dns, Icmp, IcmpKeys, Reset, Suspect, Tls};
 
 fn both(record: &Record) -> (String, String) {
     let mut ours = b"before\n".to_vec();
@@ -139,6 +139,14 @@ fn a_record_with_little_or_everything_in_it_is_as_serde_writes_it() {
             segs_out: Some(9),
         })),
         reset: Some(Box::new(Reset::default())),
+        diagnosis: Some(Box::new(DiagnosisKeys {
+            verdict: "sni_filtering",
+            certainty: "certain",
+            sentence: nasty().into(),
+            counter: vec![nasty()],
+            fix: Some(nasty().into()),
+            ago_s: 40,
+        })),
         icmp: Some(IcmpKeys {
             r#type: 3,
             code: 1,

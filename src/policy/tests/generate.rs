@@ -197,6 +197,7 @@ pub(super) fn policy() -> impl Strategy<Value = Policy> {
                 commit: Commit::default(),
                 retry: Retry::default(),
                 circuit: None,
+                triage: None,
                 sniff,
                 on_reload: OnReload::default(),
                 roles: Vec::new(),
