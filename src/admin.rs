@@ -119,6 +119,7 @@ impl Station {
             tunnels: self.proxy.live.count(),
             connections: self.condition.connections(),
             upstreams: upstreams.collect(),
+            looks: self.proxy.memory.looks(),
             dropped: self.board.dropped(),
             policy: snapshot.policy.hash.to_string(),
             is_policy_refused: self.standing.refusal().is_some(),

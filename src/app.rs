@@ -7,6 +7,7 @@ pub mod explain;
 mod probes;
 pub mod reload;
 pub mod systemd;
+mod triage;
 pub mod workers;
 
 use std::io;
@@ -37,7 +38,7 @@ use crate::memory::Memory;
 use crate::net::pipe::MOST as MOST_PIPES;
 use crate::net::resolve::Resolver;
 use crate::observe::Observe;
-use crate::policy::Policy;
+use crate::policy::{Policy, Triage};
 use crate::proxy::Proxy;
 use crate::proxy::headers::Via;
 use crate::proxy::pool::Pool;
@@ -278,6 +279,8 @@ impl App {
         let tracker = TaskTracker::new();
         let snapshot = ArcSwap::from_pointee(snapshot);
         let memory = Arc::new(Memory::new(observer));
+        let (looks, policy) = looks(&snapshot.load(), world.is_some());
+        memory.watch(looks, policy);
         let proxy = Arc::new(Proxy {
             snapshot,
             observer: memory.clone(),
@@ -321,6 +324,7 @@ impl App {
             closing: drain.closing(),
         };
         let probes = Mutex::new(probes::begin(&proxy, &drain));
+        triage::begin(&proxy, &drain);
         Ok(Self {
             proxy,
             own,
@@ -383,9 +387,11 @@ impl App {
         let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
         probes.cancel();
         let changed = before.policy.changed_hops(&snapshot.policy);
+        let (looks, policy) = looks(&snapshot, self.world.is_some());
         self.proxy.snapshot.store(Arc::new(snapshot));
         // Requests under way by what a name meant before may still add to it, and are few.
         self.proxy.memory.forget_hops(&changed);
+        self.proxy.memory.watch(looks, policy);
         *probes = probes::begin(&self.proxy, &self.drain);
         self.proxy.close_blocked()
     }
@@ -430,6 +436,13 @@ fn snapshot(
     let kept = kept_beside(u64::try_from(connections(settings)).unwrap_or(u64::MAX));
     let pools = Pool::of_workers(workers, usize::try_from(kept).unwrap_or(usize::MAX));
     Snapshot::new(policy, allow_from, users, resolver, pools, before, world)
+}
+
+/// When failing targets are looked at, under which policy. A world has nothing but its own hosts, and the doctor does not know
+/// them.
+fn looks(snapshot: &Snapshot, has_world: bool) -> (Option<Triage>, Arc<str>) {
+    let policy = &snapshot.policy;
+    (policy.triage.filter(|_| !has_world), policy.hash.clone())
 }
 
 /// How many connections clients may have open.

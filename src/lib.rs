@@ -47,7 +47,8 @@
 //!    fails; then [`relay::relay`] carries bytes until both directions have ended, while a [`tls::ledger::Ledger`] follows
 //!    the handshake.
 //! 7. The [`relay::End`] becomes the exchange's; [`failure::classify`], the only maker of a [`cause::Cause`], names it, and
-//!    [`memory::Memory`] sees the [`record::Record`] on its way to [`observe`]: what recent ones showed becomes its suspects.
+//!    [`memory::Memory`] sees the [`record::Record`] on its way to [`observe`]: what recent ones showed becomes its suspects. Of a
+//!    target that keeps failing it has `app::triage` let the [`doctor`] look, where the policy wants that, and adds what was found.
 //!
 //! Whatever fails on the way is a [`failure::Failure`] that travels by `?` to [`proxy::Proxy::handle`], where
 //! [`proxy::respond`] makes it an answer: the cause in the reason phrase, in `Proxy-Status` and in the body.

@@ -94,6 +94,11 @@ struct OfReload {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLook {
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfSink {
     sink: &'static str,
 }
@@ -169,6 +174,8 @@ pub struct Now {
     pub connections: (usize, usize),
     /// Each upstream, and whether it is used.
     pub upstreams: Vec<(String, bool)>,
+    /// Looks at targets that kept failing, by verdict.
+    pub looks: Vec<(&'static str, u64)>,
     /// Records that were lost, by what lost them.
     pub dropped: Vec<(&'static str, u64)>,
     /// The policy at work.
@@ -376,6 +383,15 @@ impl Now {
             "records_dropped",
             "Records that were lost because their reader or the disk was slow",
             dropped,
+        );
+        let looks = Family::<OfLook, Counter>::default();
+        for (verdict, count) in &self.looks {
+            looks.get_or_create(&OfLook { verdict }).inc_by(*count);
+        }
+        registry.register(
+            "triage_looks",
+            "Looks that were taken unasked at targets that kept failing, by verdict",
+            looks,
         );
         let policy = OfPolicy {
             hash: self.policy.clone(),
