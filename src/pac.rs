@@ -31,38 +31,37 @@ pub enum Source {
     /// A file, which was read with the policy.
     File(Script),
     /// A web server, which is asked when the first request comes, and again from time to time.
-    Url(Arc<Location>),
-}
-
-impl Source {
-    /// The file, or the URL.
-    pub fn place(&self) -> &Arc<str> {
-        match self {
-            Self::File(script) => &script.place,
-            Self::Url(location) => &location.url,
-        }
-    }
+    Url {
+        /// Where it has it.
+        location: Arc<Location>,
+        /// For how long a script is used before it is asked for again.
+        every: Duration,
+    },
 }
 
 /// Where a web server has a script.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Location {
-    /// The URL, as it is written.
-    pub url: Arc<str>,
+    /// The URL, for people: without its query, which may hold what is not for everybody.
+    pub shown: Arc<str>,
     /// Whether the server is asked by TLS.
     pub is_https: bool,
     /// The server.
     pub server: Target,
     /// The path, and the query where there is one.
     pub path: Arc<str>,
-    /// For how long a script is used before it is asked for again.
-    pub every: Duration,
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Location({})", self.shown)
+    }
 }
 
 /// A script, as it was read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Script {
-    /// Its file, or its URL.
+    /// Its file, or its URL for people.
     pub place: Arc<str>,
     /// Its text.
     pub text: Arc<str>,

@@ -361,9 +361,25 @@ fn answer(script: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{script}")
 }
 
+/// One that leads everything there.
+fn leading(to: SocketAddr) -> String {
+    format!("function FindProxyForURL(url, host) {{ return 'PROXY {to}' }}")
+}
+
+/// Lets a tunnel of the client's through.
+fn passes(proxy: &Proxy, client: &TcpStream, upstream: &Listening) {
+    let (behind, head) = upstream.hear();
+    assert!(head.starts_with("CONNECT a.example:443 "), "{head}");
+    wire::send(&behind, OPEN);
+    assert_eq!(wire::status(&wire::read_head(client)), 200);
+    end(client, behind);
+    check!(&proxy.record(), "event.outcome": "success", "egress.route": "office",
+        "egress.hop": (format!("http://{}", upstream.address)));
+}
+
 #[test]
-fn a_script_of_a_web_server_is_fetched_once_and_outlives_a_reload() {
-    let (upstream, server) = (Listening::new(), Listening::new());
+fn a_script_of_a_web_server_is_fetched_once_and_again_after_a_reload() {
+    let (one, two, server) = (Listening::new(), Listening::new(), Listening::new());
     let url = format!("http://{}/wpad/proxy.pac?site=1", server.address);
     let proxy = Proxy::start(&fetched(&url, ""));
     let client = proxy.connect();
@@ -378,27 +394,45 @@ fn a_script_of_a_web_server_is_fetched_once_and_outlives_a_reload() {
     for secret in ["authorization", "proxy-authorization", "cookie"] {
         assert_eq!(wire::field(&head, secret), None, "{head}");
     }
-    let script = format!(
-        "function FindProxyForURL(url, host) {{ return 'PROXY {}' }}",
-        upstream.address
-    );
-    wire::send(&web, answer(&script));
+    wire::send(&web, answer(&leading(one.address)));
     drop(web);
-    let opens = |client: &TcpStream| {
-        let (behind, head) = upstream.hear();
-        assert!(head.starts_with("CONNECT a.example:443 "), "{head}");
-        wire::send(&behind, OPEN);
-        assert_eq!(wire::status(&wire::read_head(client)), 200);
-        end(client, behind);
-        check!(&proxy.record(), "event.outcome": "success", "egress.route": "office",
-            "egress.hop": (format!("http://{}", upstream.address)));
+    passes(&proxy, &client, &one);
+    let again = || {
+        let client = proxy.connect();
+        wire::send(&client, connect("a.example:443"));
+        client
     };
-    opens(&client);
+    passes(&proxy, &again(), &one);
+    assert!(server.is_untouched());
+
     proxy.replace("policy.yaml", &fetched(&url, "rules: []\n"));
     proxy.diary("reloaded");
+    // Nobody waits for the server, and what it has is used from then on.
+    passes(&proxy, &again(), &one);
+    let (web, _) = server.hear();
+    passes(&proxy, &again(), &one);
+    wire::send(&web, answer(&leading(two.address)));
+    drop(web);
+    proxy.diaries("PAC file fetched", 2);
+    passes(&proxy, &again(), &two);
+    assert!(server.is_untouched());
+}
+
+#[test]
+fn who_leaves_while_a_script_is_fetched_takes_it_from_nobody() {
+    let (upstream, server) = (Listening::new(), Listening::new());
+    let url = format!("http://{}/proxy.pac?hunter2", server.address);
+    let proxy = Proxy::start(&fetched(&url, ""));
+    let leaving = proxy.connect();
+    wire::send(&leaving, connect("a.example:443"));
+    let (web, _) = server.hear();
+    drop(leaving);
+    check!(&proxy.record(), "error.type": "client.gave_up.upstream", "egress.hop": "office");
     let client = proxy.connect();
     wire::send(&client, connect("a.example:443"));
-    opens(&client);
+    wire::send(&web, answer(&leading(upstream.address)));
+    drop(web);
+    passes(&proxy, &client, &upstream);
     assert!(server.is_untouched());
 }
 
@@ -410,7 +444,7 @@ fn a_script_that_a_web_server_does_not_give_lets_nothing_out() {
             "the server answered 404 Not Found",
         ),
         (
-            "HTTP/1.1 302 Found\r\nLocation: http://b/proxy.pac\r\nContent-Length: 0\r\n\r\n"
+            "HTTP/1.1 302 Found\r\nLocation: http://b/proxy.pac?key=hunter2\r\nContent-Length: 0\r\n\r\n"
                 .to_owned(),
             "the server answered 302 Found and leads to http://b/proxy.pac: write that URL",
         ),
@@ -422,7 +456,8 @@ fn a_script_that_a_web_server_does_not_give_lets_nothing_out() {
         (String::new(), "it cannot be fetched: "),
     ] {
         let server = Listening::new();
-        let proxy = Proxy::start(&fetched(&format!("http://{}/a", server.address), ""));
+        let url = format!("http://{}/a?key=hunter2", server.address);
+        let proxy = Proxy::start(&fetched(&url, ""));
         let clients = [proxy.connect(), proxy.connect()];
         for client in &clients {
             wire::send(client, get("web.example:81"));
@@ -440,8 +475,10 @@ fn a_script_that_a_web_server_does_not_give_lets_nothing_out() {
                 "{head}"
             );
             assert!(body.contains(told), "{body}");
+            assert!(!body.contains("hunter2"), "{body}");
         }
         for record in proxy.records(3) {
+            assert!(!record.to_string().contains("hunter2"), "{record}");
             check!(&record, "error.type": "upstream.pac_failed", "egress.route": "office");
         }
         assert!(server.is_untouched(), "{told}");

@@ -287,7 +287,7 @@ fn url(text: &At<String>, findings: &mut Findings<'_>) -> Option<(Target, Arc<st
     };
     let written = text.strip_suffix("{?dns}").unwrap_or(text);
     match web::url(written, false) {
-        Ok(web) if web.query.is_some() || &*web.path == "/" || written.contains('#') => {
+        Ok(web) if web.query.is_some() || &*web.path == "/" => {
             refuse("the URL is a host and a path, without a query".to_owned());
             None
         }

@@ -37,6 +37,11 @@ pub(super) fn url(written: &str, is_plain_allowed: bool) -> Result<Web, String> 
         };
         return Err(format!("`{}` does not begin with {schemes}", clip(written)));
     }
+    if written.contains('#') {
+        return Err(
+            "what begins with `#` is no part that a server is told: leave it out".to_owned(),
+        );
+    }
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if authority.contains('@') {
         return Err("credentials do not stand in a policy".to_owned());
@@ -80,6 +85,10 @@ mod tests {
                 "credentials do not stand in a policy",
             ),
             ("http:// a", "`http:// a` is no URL"),
+            (
+                "http://a/b#c",
+                "what begins with `#` is no part that a server is told: leave it out",
+            ),
         ] {
             let told = match url(written, true) {
                 Ok(web) => format!("{} {} {:?}", web.server, web.path, web.query),

@@ -42,6 +42,14 @@ impl Upstream {
         }
     }
 
+    /// The same behind TLS, by the system's roots.
+    pub fn https(proxy: Target) -> Self {
+        Self {
+            protocol: Protocol::Https(Box::default()),
+            ..Self::http(proxy)
+        }
+    }
+
     /// The scheme of its URL. Of the two for SOCKS, `socks5h` is where the proxy resolves names.
     pub fn scheme(&self) -> &'static str {
         match (&self.protocol, self.send) {

@@ -29,7 +29,7 @@ pub struct Assembled {
 }
 
 /// Builds the resolver of a policy, and its ways out, whose hops are known by `health` and lead into `world`. What `resolver`
-/// remembers is taken over, and what was fetched of `scripts`.
+/// remembers is taken over, and what was fetched of `scripts`, until it is fetched anew.
 #[expect(
     clippy::indexing_slicing,
     reason = "ids are places in the policy that the routes are built from"

@@ -23,7 +23,7 @@ use super::chain::{Chain, Leg};
 use super::health::{Health, Watched};
 use super::upstream::Upstream;
 use super::{BoxFuture, Conn, Dial, Names, Plan, Purpose};
-use crate::cause::Class;
+use crate::cause::{Class, Phase};
 use crate::exchange::Trail;
 use crate::failure::{Failure, classify};
 use crate::pac::{self, LIMIT, PacError, Script, Source, Way};
@@ -67,7 +67,7 @@ impl fmt::Debug for Pac {
 
 impl Pac {
     /// A script under a policy, whose ways out are `routes`: at least direct, and all upstreams. What was `fetched` before goes
-    /// on.
+    /// on until the server has given it again.
     pub fn new(
         name: Arc<str>,
         source: &Source,
@@ -95,11 +95,21 @@ impl Pac {
             });
         let origin = match source {
             Source::File(script) => Origin::Read(script.clone()),
-            Source::Url(location) => {
-                let fetched = fetched.cloned();
-                let fetched = fetched.unwrap_or_else(|| Arc::new(Fetched::new(location.clone())));
-                let fetcher = Fetcher::new(name.clone(), fetched, policy.clone(), names.clone());
-                Origin::Fetched(Arc::new(fetcher))
+            Source::Url { location, every } => {
+                let fetched = match fetched {
+                    Some(fetched) => {
+                        fetched.expire();
+                        fetched.clone()
+                    }
+                    None => Arc::new(Fetched::new(location.clone())),
+                };
+                let server = Fetcher::server(&name, location, &policy, &names);
+                Origin::Fetched(Arc::new(Fetcher::new(
+                    fetched,
+                    *every,
+                    server,
+                    policy.clone(),
+                )))
             }
         };
         Self {
@@ -116,10 +126,11 @@ impl Pac {
 
     async fn open(&self, plan: &Plan, trail: &Trail) -> Result<Conn, Failure> {
         let started = Instant::now();
+        trail.hop(&self.name);
+        trail.enter(Phase::Upstream);
         let ways = match self.ask(plan).await.and_then(|answer| pac::ways(&answer)) {
             Ok(ways) => ways,
             Err(error) => {
-                trail.hop(&self.name);
                 let failure = Failure::Pac {
                     upstream: self.name.clone(),
                     place: self.origin.place().clone(),
@@ -220,10 +231,7 @@ impl Pac {
         let spec = match way {
             Way::Direct => return (name, self.direct.clone()),
             Way::Http(proxy) => Spec::http(proxy.clone()),
-            Way::Https(proxy) => Spec {
-                protocol: Protocol::Https(Box::default()),
-                ..Spec::http(proxy.clone())
-            },
+            Way::Https(proxy) => Spec::https(proxy.clone()),
             Way::Socks(proxy) => Spec {
                 protocol: Protocol::Socks5,
                 forward: Forward::Tunnel,
@@ -242,7 +250,7 @@ impl Origin {
     fn place(&self) -> &Arc<str> {
         match self {
             Self::Read(script) => &script.place,
-            Self::Fetched(fetcher) => &fetcher.fetched().location().url,
+            Self::Fetched(fetcher) => &fetcher.fetched().location().shown,
         }
     }
 }

@@ -9,10 +9,10 @@ use crate::config::diag::{Findings, Place};
 use crate::config::{include, raw, web};
 use crate::pac::{self, Location, Script, Source};
 
-/// A web server is asked for a script as often.
+/// From one time that a web server is asked for a script to the next.
 const EVERY: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(24);
 
-/// How often where the policy does not say.
+/// The same, where the policy does not say.
 const USUAL: Duration = Duration::from_hours(1);
 
 /// Reads the scripts that are files, and finds out where the others are; by where they are named.
@@ -33,7 +33,7 @@ pub(in crate::config) fn sources(
             continue;
         }
         let source = if at.contains("://") {
-            location(written, at, findings).map(Source::Url)
+            location(written, at, findings)
         } else {
             if let Some(every) = &written.every {
                 let message = "a PAC file that is a file is read again when it changes";
@@ -63,7 +63,7 @@ fn location(
     written: &raw::upstreams::PacFile,
     at: &At<String>,
     findings: &mut Findings<'_>,
-) -> Option<Arc<Location>> {
+) -> Option<Source> {
     let found = web::url(at, true);
     let web = found.map_err(|message| {
         let help = "write `pac: http://wpad.corp.example/proxy.pac`";
@@ -78,14 +78,18 @@ fn location(
         findings.error(written.place, message).with_help(help);
     }
     let web = web.ok()?;
-    Some(Arc::new(Location {
-        url: at.value.as_str().into(),
-        is_https: web.is_https,
-        server: web.server,
-        path: match web.query {
-            Some(query) => format!("{}?{query}", web.path).into(),
-            None => web.path,
-        },
+    let url = at.split('?').next().unwrap_or_default();
+    let (shown, path) = match web.query {
+        Some(query) => (format!("{url}?…"), format!("{}?{query}", web.path).into()),
+        None => (url.to_owned(), web.path),
+    };
+    Some(Source::Url {
+        location: Arc::new(Location {
+            shown: shown.into(),
+            is_https: web.is_https,
+            server: web.server,
+            path,
+        }),
         every,
-    }))
+    })
 }

@@ -1,5 +1,5 @@
 //! Scripts that web servers have: fetched when the first request needs one, used for a while, and fetched again beside the
-//! requests. One that was had once goes on where the server does not give it any more.
+//! requests. The last one goes on where the server does not give it any more.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -13,22 +13,27 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::worker;
 use crate::client::Client;
+use crate::config::env::without_credentials;
 use crate::exchange::Trail;
 use crate::failure::{Failure, chain};
-use crate::pac::{LARGEST, LIMIT, Location, PacError, Script, Source};
+use crate::pac::{LARGEST, Location, PacError, Script, Source};
 use crate::policy::Policy;
-use crate::policy::upstream::{Protocol, Upstream as Spec};
+use crate::policy::upstream::Upstream as Spec;
 use crate::route::upstream::Upstream;
 use crate::route::{Dial as _, Names, Plan, Purpose};
+use crate::target::Target;
+use crate::timeouts::Brief;
 
 /// A server that did not give the script is not asked again for so long.
 const PAUSE: Duration = Duration::from_secs(10);
+
+/// A server has so long to give it, whoever waits.
+const SERVER: Duration = Duration::from_secs(10);
 
 /// What a web server gave. It outlives a reload that leaves its place alone.
 pub struct Fetched {
@@ -38,16 +43,17 @@ pub struct Fetched {
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// How it went the last time.
+/// What is known of it.
 #[derive(Default)]
 struct Last {
     script: Option<Script>,
+    /// When the server was asked, and what came of it.
     asked: Option<(Instant, Result<(), PacError>)>,
 }
 
 impl fmt::Debug for Fetched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fetched({})", self.location.url)
+        write!(f, "Fetched({})", self.location.shown)
     }
 }
 
@@ -79,132 +85,146 @@ impl Fetched {
 
     /// Whether it is what a policy names.
     pub fn is_of(&self, source: &Source) -> bool {
-        matches!(source, Source::Url(location) if *location == self.location)
+        matches!(source, Source::Url { location, .. } if *location == self.location)
+    }
+
+    /// Has the server asked again, whatever came of the last time. A script goes on until then.
+    pub fn expire(&self) {
+        self.last().asked = None;
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn at_hand(&self) -> AtHand {
+    fn at_hand(&self, every: Duration) -> AtHand {
         let last = self.last();
-        let Some((at, went)) = &last.asked else {
-            return AtHand::Nothing;
+        let (holds, failed) = match &last.asked {
+            None => (false, None),
+            Some((at, Ok(()))) => (at.elapsed() < every, None),
+            Some((at, Err(error))) => (at.elapsed() < PAUSE, Some(error)),
         };
-        let holds = match went {
-            Ok(()) => self.location.every,
-            Err(_) => PAUSE.min(self.location.every),
-        };
-        match (&last.script, went) {
-            (Some(script), _) if at.elapsed() < holds => AtHand::Fresh(script.clone()),
+        match (&last.script, failed) {
+            (Some(script), _) if holds => AtHand::Fresh(script.clone()),
             (Some(script), _) => AtHand::Old(script.clone()),
-            (None, Err(error)) if at.elapsed() < holds => AtHand::Failed(error.clone()),
+            (None, Some(error)) if holds => AtHand::Failed(error.clone()),
             (None, _) => AtHand::Nothing,
         }
     }
 
-    /// Notes what came of a question; another script than before is told of.
-    fn keep(&self, got: Result<Script, PacError>) -> Result<Script, PacError> {
+    /// Notes what came of a question, and tells of it where it is not what came the last time.
+    fn keep(&self, got: Result<Script, PacError>) {
+        let url = &self.location.shown;
         let mut last = self.last();
-        let url = &self.location.url;
-        last.asked = Some((Instant::now(), got.as_ref().map(drop).map_err(Clone::clone)));
+        let went = got.as_ref().map(drop).map_err(Clone::clone);
+        let is_news = last
+            .asked
+            .as_ref()
+            .is_none_or(|(_, before)| *before != went);
         match (got, &last.script) {
-            (Ok(script), Some(before)) if script.text == before.text => Ok(before.clone()),
+            (Ok(script), Some(before)) if script.text == before.text => {}
             (Ok(script), _) => {
                 tracing::info!(%url, bytes = script.text.len(), "PAC file fetched");
-                last.script = Some(script.clone());
-                Ok(script)
+                last.script = Some(script);
             }
-            (Err(error), Some(before)) => {
+            (Err(error), Some(_)) if is_news => {
                 tracing::warn!(%url, %error, "PAC file not fetched again: the last one goes on");
-                Ok(before.clone())
             }
-            (Err(error), None) => {
-                tracing::warn!(%url, %error, "PAC file not fetched");
-                Err(error)
-            }
+            (Err(error), None) if is_news => tracing::warn!(%url, %error, "PAC file not fetched"),
+            (Err(_), _) => {}
         }
+        last.asked = Some((Instant::now(), went));
     }
 }
 
 /// Fetches a script under a policy.
 pub(super) struct Fetcher {
     fetched: Arc<Fetched>,
+    every: Duration,
     server: Upstream,
     policy: Arc<Policy>,
     tasks: TaskTracker,
 }
 
 impl Fetcher {
+    /// Asks `server` where a script is older than `every`.
     pub(super) fn new(
-        name: Arc<str>,
         fetched: Arc<Fetched>,
+        every: Duration,
+        server: Upstream,
         policy: Arc<Policy>,
-        names: Names,
     ) -> Self {
-        // It is reached as the policy's upstreams are, and asked for nothing but the script.
-        let spec = Spec::http(fetched.location.server.clone());
-        let spec = if fetched.location.is_https {
-            Spec {
-                protocol: Protocol::Https(Box::default()),
-                ..spec
-            }
-        } else {
-            spec
-        };
-        let server = Upstream::new(name, Arc::new(spec), policy.clone(), names);
         Self {
             fetched,
+            every,
             server,
             policy,
             tasks: TaskTracker::new(),
         }
     }
 
+    /// The server of a script: it is reached as the policy's upstreams are, and asked for nothing but the script.
+    pub(super) fn server(
+        name: &Arc<str>,
+        location: &Location,
+        policy: &Arc<Policy>,
+        names: &Names,
+    ) -> Upstream {
+        let spec = if location.is_https {
+            Spec::https(location.server.clone())
+        } else {
+            Spec::http(location.server.clone())
+        };
+        Upstream::new(name.clone(), Arc::new(spec), policy.clone(), names.clone())
+    }
+
     pub(super) fn fetched(&self) -> &Arc<Fetched> {
         &self.fetched
     }
 
-    /// The script, within a time. Those who come first wait for one of them to fetch it; where there is one already, nobody
-    /// waits.
+    /// The script, within a time. Where there is one already nobody waits, however old it is; nobody who leaves takes it from
+    /// those who wait.
     pub(super) async fn script(self: &Arc<Self>, within: Duration) -> Result<Script, PacError> {
-        match self.fetched.at_hand() {
-            AtHand::Fresh(script) => return Ok(script),
-            AtHand::Old(script) => {
-                if let Ok(turn) = self.fetched.turn.clone().try_lock_owned() {
-                    self.tasks.spawn(self.clone().again(turn));
-                }
-                return Ok(script);
-            }
-            AtHand::Failed(error) => return Err(error),
-            AtHand::Nothing => {}
-        }
         let first = async {
-            let _turn = self.fetched.turn.lock().await;
-            match self.fetched.at_hand() {
-                AtHand::Fresh(script) | AtHand::Old(script) => Ok(script),
-                AtHand::Failed(error) => Err(error),
-                AtHand::Nothing => self.fetched.keep(self.fetch().await),
+            loop {
+                match self.fetched.at_hand(self.every) {
+                    AtHand::Fresh(script) => return Ok(script),
+                    AtHand::Old(script) => {
+                        self.begin();
+                        return Ok(script);
+                    }
+                    AtHand::Failed(error) => return Err(error),
+                    AtHand::Nothing => {}
+                }
+                self.begin();
+                // It is free once the server has answered.
+                drop(self.fetched.turn.lock().await);
             }
         };
-        let slow = |_| Err(PacError::Fetch("it takes too long".to_owned()));
-        timeout(within, first).await.unwrap_or_else(slow)
+        let late = |_| Err(late(&self.fetched.location.server, within));
+        timeout(within, first).await.unwrap_or_else(late)
     }
 
-    async fn again(self: Arc<Self>, _turn: OwnedMutexGuard<()>) {
-        let got = self.fetch().await;
-        // Whether it is another or the last one, those who ask later find it.
-        let _ = self.fetched.keep(got);
+    /// Fetches it beside the requests, unless that is under way.
+    fn begin(self: &Arc<Self>) {
+        if let Ok(turn) = self.fetched.turn.clone().try_lock_owned() {
+            let this = self.clone();
+            self.tasks.spawn(async move {
+                let got = this.fetch().await;
+                this.fetched.keep(got);
+                drop(turn);
+            });
+        }
     }
 
     async fn fetch(&self) -> Result<Script, PacError> {
-        let failed = |why: String| PacError::Fetch(why);
-        let got = timeout(LIMIT, self.get()).await;
-        let got = got.unwrap_or_else(|_| Err("it takes too long".to_owned()));
-        let text: Arc<str> = got.map_err(failed)?.into();
+        let location = self.fetched.location();
+        let got = timeout(SERVER, self.get()).await;
+        let got = got.map_err(|_| late(&location.server, SERVER))?;
+        let text: Arc<str> = got.map_err(PacError::Fetch)?.into();
         worker::check(text.clone()).await?;
         Ok(Script {
-            place: self.fetched.location.url.clone(),
+            place: location.shown.clone(),
             text,
         })
     }
@@ -218,7 +238,7 @@ impl Fetcher {
         } = self.fetched.location();
         let client = Client::ourselves("pac");
         let plan = Plan {
-            deadline: Some(Instant::now() + LIMIT),
+            deadline: Some(Instant::now() + SERVER),
             ..Plan::new(&self.policy, client, server.clone(), Purpose::Reach)
         };
         let conn = self.server.dial(&plan, &Trail::default()).await;
@@ -264,6 +284,10 @@ impl Fetcher {
     }
 }
 
+fn late(server: &Target, within: Duration) -> PacError {
+    PacError::Fetch(format!("{server} has not given it in {}", Brief(within)))
+}
+
 /// Whether an answer brings no script.
 fn refused(status: StatusCode, headers: &HeaderMap) -> Result<(), String> {
     if status == StatusCode::OK {
@@ -272,6 +296,8 @@ fn refused(status: StatusCode, headers: &HeaderMap) -> Result<(), String> {
     let to = headers.get(LOCATION).and_then(|to| to.to_str().ok());
     Err(match to {
         Some(to) if status.is_redirection() => {
+            // What a portal puts behind it is nobody else's.
+            let to = without_credentials(to.split(['?', '#']).next().unwrap_or_default());
             let to: String = to.chars().take(200).collect();
             format!("the server answered {status} and leads to {to}: write that URL")
         }
@@ -290,15 +316,13 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::Target;
 
     fn location() -> Arc<Location> {
         Arc::new(Location {
-            url: "http://wpad/a".into(),
+            shown: "http://wpad/a".into(),
             is_https: false,
             server: Target::from_authority("wpad:80").unwrap(),
             path: "/a".into(),
-            every: Duration::from_mins(1),
         })
     }
 
@@ -309,8 +333,10 @@ mod tests {
         }
     }
 
+    const EVERY: Duration = Duration::from_mins(1);
+
     fn told(fetched: &Fetched) -> String {
-        match fetched.at_hand() {
+        match fetched.at_hand(EVERY) {
             AtHand::Fresh(script) => format!("fresh {}", script.text),
             AtHand::Old(script) => format!("old {}", script.text),
             AtHand::Failed(error) => error.to_string(),
@@ -323,22 +349,30 @@ mod tests {
         let fetched = Fetched::new(location());
         let failed = || Err(PacError::Fetch("no".to_owned()));
         assert_eq!(told(&fetched), "nothing");
-        fetched.keep(failed()).unwrap_err();
+        fetched.keep(failed());
         assert_eq!(told(&fetched), "it cannot be fetched: no");
         tokio::time::advance(PAUSE).await;
         assert_eq!(told(&fetched), "nothing");
-        let one = fetched.keep(Ok(script("one"))).unwrap();
+        let one = script("one");
+        fetched.keep(Ok(one.clone()));
         assert_eq!(told(&fetched), "fresh one");
-        tokio::time::advance(Duration::from_mins(1)).await;
+        tokio::time::advance(EVERY).await;
         assert_eq!(told(&fetched), "old one");
-        fetched.keep(failed()).unwrap();
+        fetched.keep(failed());
         assert_eq!(told(&fetched), "fresh one");
         tokio::time::advance(PAUSE).await;
         assert_eq!(told(&fetched), "old one");
-        // The thread that evaluates it goes on as well.
-        let same = fetched.keep(Ok(script("one"))).unwrap();
-        assert!(Arc::ptr_eq(&same.text, &one.text));
-        fetched.keep(Ok(script("two"))).unwrap();
+        fetched.keep(Ok(script("one")));
+        let AtHand::Fresh(same) = fetched.at_hand(EVERY) else {
+            panic!("it was fetched just now");
+        };
+        assert!(
+            Arc::ptr_eq(&same.text, &one.text),
+            "another thread would evaluate it"
+        );
+        fetched.expire();
+        assert_eq!(told(&fetched), "old one");
+        fetched.keep(Ok(script("two")));
         assert_eq!(told(&fetched), "fresh two");
     }
 
