@@ -258,7 +258,10 @@ pub struct App {
 
 impl App {
     /// Puts a policy to work behind bound listeners, and serves; what tells of it listens at `admin`. Its hops lead into `world`
-    /// where there is one.
+    /// where there is one. The caller's runtime runs what no request asks for, such as probes.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     pub fn start(
         bound: Bound,
         settings: &Settings,

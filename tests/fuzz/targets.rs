@@ -24,6 +24,7 @@ use routecause::target::{Host, Target};
 use routecause::tls::flight::Flight;
 use routecause::tls::ledger::Ledger;
 use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 #[path = "../support/strict.rs"]
@@ -220,6 +221,7 @@ struct Whole {
     origin: SocketAddr,
     broken: Arc<Mutex<Vec<String>>>,
     _app: App,
+    _runtime: Runtime,
 }
 
 #[derive(Debug)]
@@ -255,6 +257,8 @@ impl Whole {
             drain_timeout: Duration::from_secs(1),
             ..Settings::of(vec![listener], 1000)
         };
+        let runtime = Runtime::new().unwrap();
+        let entered = runtime.enter();
         let bound = Bound::bind(&settings, NonZeroUsize::MIN, &mut ListenFd::empty()).unwrap();
         let app = App::start(
             bound,
@@ -266,6 +270,7 @@ impl Whole {
             None,
         );
         let app = app.unwrap();
+        drop(entered);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let origin = listener.local_addr().unwrap();
         let broken = Arc::<Mutex<Vec<String>>>::default();
@@ -281,6 +286,7 @@ impl Whole {
             origin,
             broken,
             _app: app,
+            _runtime: runtime,
         }
     }
 }
