@@ -314,6 +314,7 @@ impl Relay<'_> {
         A: Stream,
         B: Stream,
     {
+        let was_held = self.down.is_blocked();
         let watch = &mut *self.watch;
         let now = Instant::now();
         let is_watched = !watch.is_satisfied();
@@ -333,9 +334,10 @@ impl Relay<'_> {
                 .poll(cx, server, client, scratch, is_watched, &mut seen);
             (up, down)
         });
+        let has_spoken = self.down.has_read();
         let (sent, received) = (self.up.take_moved(), self.down.take_moved());
         if sent.is_some() || received.is_some() {
-            self.note_bytes(sent, received, now);
+            self.note_bytes(sent, received, now, has_spoken && !was_held);
         }
         let mut is_over = false;
         if let Poll::Ready(Err(broken)) = up {
@@ -353,7 +355,15 @@ impl Relay<'_> {
         self.poll_limits(cx, timer)
     }
 
-    fn note_bytes(&mut self, sent: Option<u64>, received: Option<u64>, now: Instant) {
+    /// Notes what has moved; `ends_silence` says that the server spoke, and what it says was not kept waiting by the client:
+    /// else nobody knows when it spoke.
+    fn note_bytes(
+        &mut self,
+        sent: Option<u64>,
+        received: Option<u64>,
+        now: Instant,
+        ends_silence: bool,
+    ) {
         if sent.is_some() && !self.has_unanswered {
             self.idle_before = now - self.last_byte;
             self.has_unanswered = true;
@@ -363,7 +373,7 @@ impl Relay<'_> {
         }
         if received.is_some() {
             let silence = self.idle_before.max(now - self.last_byte).as_secs();
-            if silence > u64::from(self.survived) {
+            if ends_silence && silence > u64::from(self.survived) {
                 self.survived = u32::try_from(silence).unwrap_or(u32::MAX);
             }
             self.idle_before = Duration::ZERO;

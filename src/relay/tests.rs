@@ -217,6 +217,33 @@ async fn a_silence_that_the_server_spoke_after_is_survived() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silence_while_the_client_does_not_read_is_none_of_the_server() {
+    let (mut ends, running) = pipes(64);
+    let talk = async {
+        let mut word = [0];
+        sleep(Duration::from_secs(20)).await;
+        // One pipe is filled, and a part of it waits behind that.
+        ends.server.write_all(&[1; 64]).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        ends.server.write_all(&[2; 32]).await.unwrap();
+        sleep(Duration::from_secs(200)).await;
+        // What the client asks meanwhile ends no silence of the server either.
+        ends.client.write_all(b"?").await.unwrap();
+        ends.server.read_exact(&mut word).await.unwrap();
+        let mut taken = [0; 96];
+        ends.client.read_exact(&mut taken).await.unwrap();
+        // From here on both are heard.
+        sleep(Duration::from_secs(30)).await;
+        ends.server.write_all(b"!").await.unwrap();
+        ends.client.read_exact(&mut word).await.unwrap();
+        drop(ends);
+    };
+    let ((end, meter), ()) = in_time(PAUSED, async { tokio::join!(running, talk) }).await;
+    assert_eq!(end.idle_survived, Duration::from_secs(30));
+    assert_eq!(meter.down(), 97);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_relay_ends_at_its_longest_duration() {
     let started = Instant::now();
     let (mut ends, running) = pipes(64);

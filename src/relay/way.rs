@@ -50,8 +50,17 @@ pub(super) struct Way {
     stage: Stage,
     /// The end is not to be passed on.
     keeps_end: bool,
-    has_moved: bool,
+    moved: Moved,
     written: u64,
+}
+
+/// What was done with bytes, the most of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Moved {
+    Nothing,
+    /// Only such as had been read before.
+    Written,
+    Read,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +87,7 @@ impl Way {
             is_bulk: false,
             stage: Stage::Flowing,
             keeps_end: false,
-            has_moved: false,
+            moved: Moved::Nothing,
             written: 0,
         }
     }
@@ -110,10 +119,16 @@ impl Way {
         self.keeps_end = true;
     }
 
+    /// Whether bytes were read since the last [`Self::take_moved`], rather than only written that were read before.
+    pub(super) fn has_read(&self) -> bool {
+        self.moved == Moved::Read
+    }
+
     /// How many bytes were written since the last call; `None` if none were even read.
     pub(super) fn take_moved(&mut self) -> Option<u64> {
         let written = std::mem::take(&mut self.written);
-        std::mem::take(&mut self.has_moved).then_some(written)
+        let moved = std::mem::replace(&mut self.moved, Moved::Nothing);
+        (moved != Moved::Nothing).then_some(written)
     }
 
     /// Carries what can be carried now; `Ready` when the way is done or has failed. What is told to `seen` is copied;
@@ -148,7 +163,7 @@ impl Way {
             let read = spliced.unwrap_or_else(|| self.poll_copy(cx, reader, writer, scratch, seen));
             match read {
                 Poll::Ready(Ok(0)) => self.stage = Stage::Ended,
-                Poll::Ready(Ok(_)) => self.has_moved = true,
+                Poll::Ready(Ok(_)) => self.moved = Moved::Read,
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
                 Poll::Pending => return Poll::Pending,
             }
@@ -196,7 +211,7 @@ impl Way {
         let mut data = buffer.filled();
         let read = data.len();
         if read > 0 {
-            self.has_moved = true;
+            self.moved = Moved::Read;
             seen(data);
             if let Poll::Ready(result) = Pin::new(writer).poll_write(cx, data) {
                 data.advance(self.wrote(result)?);
@@ -232,7 +247,7 @@ impl Way {
         match result {
             Ok(0) => Err(Broken::Write(io::ErrorKind::WriteZero.into())),
             Ok(n) => {
-                self.has_moved = true;
+                self.moved = self.moved.max(Moved::Written);
                 self.written += n as u64;
                 Ok(n)
             }
