@@ -38,13 +38,16 @@ pub(super) struct Recent {
     issuers: Bounded<String, Names>,
     /// Names whose certificates' dates do not hold.
     pub(super) misdated: Names,
-    /// Silences that ended a tunnel, in milliseconds, with their moments.
-    silences: VecDeque<(f64, Instant)>,
+    /// By hop, silences that ended a tunnel.
+    silences: Vec<(Arc<str>, Silences)>,
     /// By hop, the longest silence that a tunnel outlived.
     survived: Vec<(Arc<str>, f64, Instant)>,
     /// What is looked at unasked, where that is wanted.
     pub(super) watch: Option<Watch>,
 }
+
+/// How long they were, in milliseconds, and when they ended.
+type Silences = VecDeque<(f64, Instant)>;
 
 /// What happened to one host and port.
 #[derive(Debug, Default)]
@@ -388,10 +391,23 @@ impl Recent {
         self.addresses.get(&address).map(|story| &*story)
     }
 
-    /// The silences that ended tunnels lately, in milliseconds.
-    pub(super) fn silences(&self) -> impl Iterator<Item = f64> + Clone {
+    /// The silences that ended tunnels by this hop lately, in milliseconds.
+    pub(super) fn silences(&self, hop: &str) -> impl Iterator<Item = f64> + Clone {
+        let known = self.silences.iter().find(|(known, _)| **known == *hop);
         let lately = |(_, at): &&(f64, Instant)| at.elapsed() <= SILENT_WINDOW;
-        self.silences.iter().filter(lately).map(|(ms, _)| *ms)
+        let silences = known.into_iter().flat_map(|(_, silences)| silences);
+        silences.filter(lately).map(|(ms, _)| *ms)
+    }
+
+    fn dies(&mut self, hop: &Arc<str>, ms: f64, now: Instant) {
+        let known = self.silences.iter().position(|(known, _)| known == hop);
+        let known = known.map(|place| self.silences.remove(place));
+        let (hop, mut silences) = known.unwrap_or_else(|| (hop.clone(), Silences::new()));
+        push(&mut silences, (ms, now));
+        if self.silences.len() >= FEW {
+            self.silences.remove(0);
+        }
+        self.silences.push((hop, silences));
     }
 
     /// The longest silence that a tunnel by this hop outlived lately, in milliseconds.
@@ -442,9 +458,9 @@ impl Recent {
         }
         let cause = record.error_type.as_deref().unwrap_or_default();
         if cause.ends_with("_after_idle")
-            && let Some(silence) = record.idle_before_ms
+            && let (Some(silence), Some(hop)) = (record.idle_before_ms, &record.hop)
         {
-            push(&mut self.silences, (silence, now));
+            self.dies(hop, silence, now);
         }
         if let (Some(silence), Some(hop)) = (record.idle_survived_ms, &record.hop) {
             self.survives(hop, silence, now);

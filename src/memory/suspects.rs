@@ -294,8 +294,9 @@ fn idle_timeout(record: &Record, recent: &Recent) -> Option<Suspect> {
         return None;
     }
     // A timer lets none live that was silent for longer: what died sooner than others live died of something else.
-    let survived = recent.survived(record.hop.as_deref().unwrap_or_default());
-    let silences = recent.silences().filter(|ms| *ms > survived);
+    let hop = record.hop.as_deref().unwrap_or_default();
+    let survived = recent.survived(hop);
+    let silences = recent.silences(hop).filter(|ms| *ms > survived);
     let count = silences.clone().count();
     if count < SILENCES || record.idle_before_ms.is_none_or(|ms| ms <= survived) {
         return None;

@@ -358,6 +358,18 @@ async fn a_tunnel_that_outlives_its_silence_speaks_against_a_timer() {
     assert!(bench.suspects(died(60.0)).is_empty());
     bench.take(lived("direct", 400.0));
     assert!(bench.suspects(died(330.0)).is_empty());
+    // Nor do they say anything of another hop, which has its own.
+    let by_corp = |seconds| on("corp", died(seconds));
+    assert!(bench.suspects(by_corp(310.0)).is_empty());
+    bench.take(lived("backup", 400.0));
+    for _ in 0..2 {
+        assert!(bench.suspects(on("lab", died(500.0))).is_empty());
+    }
+    let record = bench.take(on("lab", died(520.0)));
+    assert_eq!(
+        record.suspects[0].evidence,
+        ["3_tunnels_died_of_silence", "shortest_silence_500s"]
+    );
     // It counts for as long as the deaths do.
     advance(Duration::from_mins(59)).await;
     assert!(bench.suspects(died(340.0)).is_empty());
