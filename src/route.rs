@@ -300,7 +300,10 @@ impl Inquiry<'_> {
     ) -> Option<(Resolved, Vec<Admitted>, Duration)> {
         let name = target.host.name()?;
         let started = Instant::now();
-        let anew = self.names.resolver.resolve_anew(name, self.ask, limit);
+        let anew = self
+            .names
+            .resolver
+            .resolve_anew(name, self.ask, known, limit);
         let found = anew.await.ok()?;
         let others = found.addresses.iter().filter(|ip| !known.contains(ip));
         let judged = others.map(|ip| judge(SocketAddr::new(*ip, target.port)));

@@ -53,11 +53,14 @@ fn policy(dns: &str, rules: &str) -> String {
     )
 }
 
-/// A name server whose answer for every name is the address that is set last.
+/// A name server whose answer for every name is the address that is set last; it is silent where none is.
 fn moving(first: &str) -> (NameServer, Arc<Mutex<String>>) {
     let place = Arc::new(Mutex::new(first.to_owned()));
     let now = place.clone();
-    let server = NameServer::answering(move |query| Some(query.address(&now.lock().unwrap())));
+    let server = NameServer::answering(move |query| {
+        let place = now.lock().unwrap();
+        (!place.is_empty()).then(|| query.address(&place))
+    });
     (server, place)
 }
 
@@ -221,6 +224,51 @@ fn a_remembered_address_that_is_of_no_use_is_asked_for_anew() {
     assert!(line.contains("connect.refused"), "{line}");
     check!(&record, "egress.rule": "judged", "egress.dns.cached": true);
     assert_eq!(asked(&server, "judged.test"), 1);
+}
+
+#[test]
+fn a_remembered_address_serves_on_where_the_name_server_falls_silent() {
+    let (server, place) = moving("127.0.0.2");
+    let origin = origin();
+    let port = origin.address.port();
+    let text = format!(
+        "version: 1\ndefaults: {{timeouts: {{dns: 1s}}}}\n\
+         dns: {{default: s, servers: {{s: {{udp: '{}'}}}}}}\nrules: []\ndefault: {{direct: true}}\n",
+        server.address
+    );
+    let proxy = Proxy::start(&text);
+    let refused = |is_cached: bool| {
+        let (line, record) = connect(&proxy, "a.test", &origin);
+        assert!(line.contains("connect.refused"), "{line}");
+        check!(&record, "egress.dns.cached": is_cached);
+    };
+    refused(false);
+    place.lock().unwrap().clear();
+    outlast_just_now();
+    refused(true);
+    // Nobody answered: what was remembered is, still, and leads there once the host is back.
+    refused(true);
+    let back = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (stream, _) = back.accept().unwrap();
+        wire::send(&stream, "hello");
+        wire::read_to_end(&stream);
+    });
+    let record = succeed(&proxy, "a.test", &origin);
+    check!(
+        &record,
+        "egress.dns.cached": true,
+        "dns.resolved_ip": ["127.0.0.2"],
+        "egress.notes": null,
+    );
+    serving.join().unwrap();
+    // What the name server says then takes its place.
+    "127.0.0.1".clone_into(&mut place.lock().unwrap());
+    outlast_just_now();
+    let record = succeed(&proxy, "a.test", &origin);
+    check!(&record, "egress.notes": ["dns.stale_cache"], "dns.resolved_ip": ["127.0.0.1"]);
+    let record = succeed(&proxy, "a.test", &origin);
+    check!(&record, "egress.notes": null, "dns.resolved_ip": ["127.0.0.1"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! The system's files are looked at before each lookup, so that a VPN that comes or goes needs no restart.
 
+mod aside;
 mod ask;
 mod doubt;
 mod error;
@@ -191,12 +192,30 @@ impl Resolver {
             };
             return Err(ResolveError::new(name, why));
         };
+        if let Some(found) = asker.aside.get(name, prefer) {
+            return Ok(found);
+        }
+        self.look_up(&asker, name, limit).await
+    }
+
+    /// Asks for a name. What was put aside of it serves on where nobody says anything of its addresses.
+    async fn look_up(
+        &self,
+        asker: &Asker,
+        name: &str,
+        limit: Duration,
+    ) -> Result<Resolved, ResolveError> {
+        let prefer = self.dns.prefer;
         let begun = Instant::now();
+        let asked = asker.ask(name, prefer, limit).await;
+        if asked.as_ref().err().is_none_or(Missed::is_denial) {
+            asker.aside.drop_of(name);
+        }
         let Missed {
             error,
             mut facts,
             unsigned,
-        } = match asker.ask(name, prefer, limit).await {
+        } = match asked {
             Ok(found) => {
                 if let Some((ip, net)) = self.dns.forged(&found.addresses) {
                     let why = Unresolved::Forged { ip, net };
@@ -215,7 +234,7 @@ impl Resolver {
             Err(missed) => missed,
         };
         asker.tell(&error, &mut facts);
-        let mut why = Unresolved::new(error, limit, &facts, &asker);
+        let mut why = Unresolved::new(error, limit, &facts, asker);
         let left = limit.saturating_sub(begun.elapsed());
         if let (Unresolved::NxDomain, Some(denied)) = (&why, unsigned)
             && asker.denies_with_soa(&denied, left).await
@@ -233,17 +252,29 @@ impl Resolver {
         })
     }
 
-    /// Looks up a name again, past what was remembered of it. What was asked for just now, for another request, stands.
+    /// Looks up a name again, past these addresses, where they are what is remembered of it. What was asked for just now, for
+    /// another request, stands; and where no server says anything of the name's addresses, these are remembered for as long
+    /// as they hold.
     pub async fn resolve_anew(
         &self,
         name: &str,
         ask: AskId,
+        known: &[IpAddr],
         limit: Duration,
     ) -> Result<Resolved, ResolveError> {
-        if let Some(asker) = self.asker(ask) {
-            asker.forget_name(name);
+        let remembered = self.resolve(name, ask, limit).await?;
+        let Some(asker) = self.asker(ask) else {
+            return Ok(remembered);
+        };
+        // Another request may have asked for it meanwhile.
+        if !remembered.facts.is_cached || remembered.addresses != known {
+            return Ok(remembered);
         }
-        self.resolve(name, ask, limit).await
+        if asker.set_aside(name, self.dns.prefer, remembered.clone()) {
+            self.look_up(&asker, name, limit).await
+        } else {
+            Ok(remembered)
+        }
     }
 
     /// What speaks against the addresses that name servers gave for a name, now that they turn out to be of no use.

@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use uuid::Uuid;
 
+use super::Resolved;
+use super::aside::Aside;
 use super::error::code_of;
 use super::facts::{Asked, Facts, Transport};
 use super::journal::{Journal, Seen, Story, is_unhelpful};
@@ -52,6 +54,8 @@ pub(super) struct Asker {
     ndots: usize,
     /// Whether a denial in a zone has an SOA record; nothing while it is asked for.
     denials: Mutex<HashMap<Name, (Instant, Option<bool>)>>,
+    /// What serves while others are asked for.
+    pub(super) aside: Aside,
 }
 
 /// A name server of a policy.
@@ -119,26 +123,39 @@ impl Asker {
             search,
             ndots,
             denials: Mutex::default(),
+            aside: Aside::default(),
         })
     }
 
     /// Forgets every answer.
     pub(super) fn forget(&self) {
         self.dns.clear_cache();
+        self.aside.clear();
         let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
         denials.clear();
     }
 
-    /// Forgets what was said of a name, but for what was said just now.
-    pub(super) fn forget_name(&self, name: &str) {
-        for name in name_of(name).map_or_else(|_| Vec::new(), |name| self.candidates(name)) {
-            for kind in [RecordType::A, RecordType::AAAA] {
-                let last = self.journal.last(&name, kind);
-                if last.is_none_or(|(_, asked)| asked.elapsed() >= JUST_NOW) {
-                    self.dns.clear_lookup_cache(name.clone(), kind);
-                }
-            }
+    /// Puts what is remembered of a name aside, so that it is asked for anew and yet serves until there is an answer; says
+    /// whether it is to be asked for: not where it was just now, unless that is still going on.
+    pub(super) fn set_aside(&self, name: &str, prefer: Prefer, found: Resolved) -> bool {
+        let names = name_of(name).map_or_else(|_| Vec::new(), |name| self.candidates(name));
+        let kinds = [RecordType::A, RecordType::AAAA];
+        let mut questions: Vec<_> = names
+            .into_iter()
+            .flat_map(|name| kinds.map(|kind| (name.clone(), kind)))
+            .collect();
+        questions.retain(|(name, kind)| {
+            let last = self.journal.last(name, *kind);
+            last.is_none_or(|(_, asked)| asked.elapsed() >= JUST_NOW)
+                || self.journal.is_asked(name, *kind)
+        });
+        if questions.is_empty() || !self.aside.put(name, prefer, found) {
+            return false;
         }
+        for (name, kind) in questions {
+            self.dns.clear_lookup_cache(name, kind);
+        }
+        true
     }
 
     /// Adds whom we meant to ask, where nothing came of it.
@@ -380,6 +397,14 @@ impl std::fmt::Debug for Asker {
         f.debug_struct("Asker")
             .field("search", &self.search)
             .finish_non_exhaustive()
+    }
+}
+
+impl Missed {
+    /// Whether a server says that the name has no addresses: silence, or a server that cannot say, leaves that open.
+    pub(super) fn is_denial(&self) -> bool {
+        let code = code_of(&self.error);
+        matches!(code, Some(ResponseCode::NXDomain | ResponseCode::NoError))
     }
 }
 

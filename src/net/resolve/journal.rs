@@ -160,6 +160,13 @@ impl Journal {
         Some((page.story.clone(), page.opened))
     }
 
+    /// Whether a lookup waits for what will be said.
+    pub(super) fn is_asked(&self, name: &Name, kind: RecordType) -> bool {
+        let pages = self.pages();
+        let page = pages.get(&question_of(name, kind));
+        page.is_some_and(|page| page.readers > 0)
+    }
+
     /// Whether different answers came for a name, of either family, in the last minutes.
     pub(super) fn is_contested(&self, name: &Name) -> bool {
         let kinds = [RecordType::A, RecordType::AAAA];
