@@ -216,7 +216,7 @@ async fn race<A: Attempt>(
         let mut wake = deadline;
         if !waiting.is_empty() {
             wake = wake.min(next_start);
-        } else if let Some(find) = more.filter(|_| furthest.may_be_of_address()) {
+        } else if let Some(find) = more.filter(|_| furthest.is_worth_asking_anew()) {
             let newest = flights.list.last();
             let late = newest.map_or(now, |newest| newest.started + limits.per_address);
             if now >= late {
@@ -348,9 +348,11 @@ impl<A> Drop for Flights<'_, A> {
 }
 
 impl Furthest {
-    /// Whether another address might go better than those that have failed.
-    fn may_be_of_address(&self) -> bool {
-        self.0.as_ref().is_none_or(ConnectError::is_of_address)
+    /// Whether others than those that have failed are worth being asked for.
+    fn is_worth_asking_anew(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(ConnectError::is_worth_asking_anew)
     }
 
     fn see(&mut self, error: ConnectError) {

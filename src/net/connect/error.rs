@@ -279,16 +279,6 @@ impl ConnectError {
 
     /// What is told of several attempts, by the greatest: how far it got, then how much it says.
     pub(super) fn rank(&self) -> impl Ord + use<> {
-        self.reached()
-    }
-
-    /// Whether it may be the address alone that is wrong: something left this host, which lacks nothing.
-    pub(super) fn is_of_address(&self) -> bool {
-        let (reach, _) = self.reached();
-        reach >= Reach::Link && reach != Reach::Means
-    }
-
-    fn reached(&self) -> (Reach, u8) {
         match self {
             Self::Reset { .. } => (Reach::Origin, 1),
             Self::Refused { .. } | Self::ProtoUnreachable { .. } => (Reach::Origin, 0),
@@ -307,6 +297,19 @@ impl ConnectError {
             Self::FamilyUnsupported { .. } => (Reach::Nowhere, 1),
             Self::NoAddresses => (Reach::Nowhere, 0),
         }
+    }
+
+    /// Whether a name whose addresses got no further is worth being asked for anew: not where this host forbids the
+    /// connection, or lacks what any other address needs as well.
+    pub(super) fn is_worth_asking_anew(&self) -> bool {
+        !matches!(
+            self,
+            Self::DeniedByFirewall { .. }
+                | Self::Denied { .. }
+                | Self::NoPorts { .. }
+                | Self::NoFds { .. }
+                | Self::NoMemory { .. }
+        )
     }
 }
 

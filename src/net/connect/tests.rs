@@ -277,16 +277,27 @@ async fn others_are_asked_for_once_those_at_hand_are_of_no_use() {
             (30, &[]),
             "192.0.2.1 connected after 9 9000; ok after 9000",
         ),
-        // Nothing is, where all the time is over, or nothing can have left this host.
+        // None can be tried from here, as those of a family that this host has no way for.
+        (
+            &[("192.0.2.1", No(0, libc::ENETUNREACH))],
+            (30, &[("192.0.2.3", Yes(10))]),
+            "192.0.2.1 NoRoute 0; 192.0.2.3 connected 10; ok after 40",
+        ),
+        (
+            &[("192.0.2.1", No(0, libc::EAFNOSUPPORT))],
+            (30, &[]),
+            "192.0.2.1 FamilyUnsupported 0; FamilyUnsupported after 30",
+        ),
+        // Nothing is, where all the time is over, or this host lacks something or forbids it.
         (
             &[("192.0.2.1", No(1, libc::EMFILE))],
             (30, &[("192.0.2.3", Yes(10))]),
             "192.0.2.1 NoFds 1; NoFds after 1",
         ),
         (
-            &[("192.0.2.1", No(0, libc::ENETUNREACH))],
+            &[("192.0.2.1", No(0, libc::EACCES))],
             (30, &[("192.0.2.3", Yes(10))]),
-            "192.0.2.1 NoRoute 0; NoRoute after 0",
+            "192.0.2.1 Denied 0; Denied after 0",
         ),
         (
             &[("192.0.2.1", refused)],
