@@ -127,7 +127,9 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
         let has_passed = seen.outcome == Outcome::Success || cause.starts_with("http.status.");
         if seen.is_expected() {
             entry.expected += 1;
-        } else if has_passed {
+            continue;
+        }
+        if has_passed {
             entry.passed += 1;
             let hop = seen.hop.as_deref().unwrap_or("direct");
             *entry.hops.entry(hop.to_owned()).or_default() += 1;
@@ -181,7 +183,8 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
     } else {
         "rules:\n"
     });
-    // In front: a wildcard below may cover such a name. None of theirs may cover what is let through.
+    // In front: a wildcard below may cover such a name. None of theirs may cover what is let through. The name of such a rule
+    // ends as no hop's does, whatever the hop is called.
     let mut unwanted: BTreeMap<u16, Vec<(String, String)>> = BTreeMap::new();
     for ((port, host), entry) in &expected {
         let count = entry.expected;
@@ -189,11 +192,13 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
         unwanted.entry(*port).or_default().push((quoted(host), why));
     }
     for (port, lines) in unwanted {
-        write_match(&mut text, "expected", port, &lines);
+        let name = format!("{}-expected", service(port));
+        write_match(&mut text, &name, port, &lines);
         text.push_str("    block: {reason: \"expected to be refused\", code: expected}\n");
     }
     for ((hop, port), hosts) in &ways {
-        write_match(&mut text, hop, *port, &lines(hosts));
+        let name = format!("{hop}-{}", service(*port));
+        write_match(&mut text, &name, *port, &lines(hosts));
         let way = if *hop == "direct" {
             "direct: true".to_owned()
         } else {
@@ -222,12 +227,7 @@ pub(super) fn policy(seen: &[Seen], now: Timestamp) -> String {
 
 /// The head of a rule for some hosts at a port.
 fn write_match(text: &mut String, name: &str, port: u16, lines: &[(String, String)]) {
-    let service = match port {
-        80 => "http".to_owned(),
-        443 => "https".to_owned(),
-        port => port.to_string(),
-    };
-    let name = quoted(&format!("{name}-{service}"));
+    let name = quoted(name);
     let _ = write!(
         text,
         "  - name: {name}\n    match:\n      port: {port}\n      host:\n"
@@ -235,6 +235,15 @@ fn write_match(text: &mut String, name: &str, port: u16, lines: &[(String, Strin
     let width = lines.iter().map(|line| line.0.len()).max().unwrap_or(0);
     for (pattern, why) in lines {
         let _ = writeln!(text, "        - {pattern:width$}    # {why}");
+    }
+}
+
+/// What is called at a port.
+fn service(port: u16) -> String {
+    match port {
+        80 => "http".to_owned(),
+        443 => "https".to_owned(),
+        port => port.to_string(),
     }
 }
 
@@ -311,6 +320,10 @@ fn why(members: &[(&str, &Use)]) -> String {
     let failed: u64 = members.iter().flat_map(|(_, e)| e.causes.values()).sum();
     if failed > 0 {
         let _ = write!(why, ", {failed} failed");
+    }
+    let expected = sum(|entry| entry.expected);
+    if expected > 0 {
+        let _ = write!(why, ", {expected} refused as expected");
     }
     why
 }
@@ -419,11 +432,14 @@ mod tests {
         .into();
         for seen in seen.iter_mut().skip(3) {
             seen.code = Some("expected".to_owned());
+            seen.would = Some("noise".to_owned());
+            seen.agent = Some("curl/8".to_owned());
+            seen.down = 7;
         }
         let text = policy(&seen, Timestamp::UNIX_EPOCH);
         let begin = text.find("rules:").unwrap();
         let expected = "rules:
-  - name: expected-https
+  - name: https-expected
     match:
       port: 443
       host:
@@ -434,11 +450,34 @@ mod tests {
     match:
       port: 443
       host:
-        - \"*.cdn.example\"    # 3 requests, 0B down, by pip/1: a.cdn.example, b.cdn.example, c.cdn.example
+        - \"*.cdn.example\"    # 3 requests, 0B down, by pip/1, 1 refused as expected: a.cdn.example, b.cdn.example, c.cdn.example
     direct: true
 default: {block: {reason: \"not on the list\"}}
 ";
         assert_eq!(&text[begin..], expected);
+        let source = Source::Text {
+            name: "learned".into(),
+            text,
+        };
+        let options = Options::check(Timestamp::UNIX_EPOCH);
+        let loaded = config::load(&source, &[("A", "b")].into_iter().collect(), &options);
+        loaded.unwrap_or_else(|report| panic!("{report}"));
+    }
+
+    #[test]
+    fn what_is_expected_is_told_apart_from_a_hop_of_that_name() {
+        let mut seen: Vec<_> = [
+            "a.example:443 expected",
+            "b.example:443 https",
+            "noise.example:443 direct policy.denied.rule",
+        ]
+        .map(seen)
+        .into();
+        seen[2].code = Some("expected".to_owned());
+        let text = policy(&seen, Timestamp::UNIX_EPOCH);
+        for name in ["https-expected", "expected-https", "https-https"] {
+            assert!(text.contains(&format!("- name: {name}\n")), "{text}");
+        }
         let source = Source::Text {
             name: "learned".into(),
             text,
