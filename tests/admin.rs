@@ -809,8 +809,7 @@ fn status_and_healthcheck_tell_how_it_is() {
         let (status, out, _) = run(command(at, &["healthcheck", "--json"]).args(args));
         (status.code(), serde_json::from_str(&out).unwrap())
     };
-    let well =
-        |asked: &str| json!({"schema": "routecause.healthcheck/1", "asked": asked, "is_so": true});
+    let well = |status: &str| json!({"schema": "routecause.healthcheck/1", "status": status});
     assert_eq!(checked(&[]), (Some(0), well("ready")));
     assert_eq!(checked(&["--live"]), (Some(0), well("live")));
     let (status, _, stderr) = run(&mut command(at, &["top"]));
@@ -827,7 +826,7 @@ fn status_and_healthcheck_tell_how_it_is() {
     proxy.diary("draining");
     assert_eq!(code(&["healthcheck"]), Some(1));
     let (code, told) = checked(&[]);
-    check!(&told, "asked": "ready", "is_so": false);
+    check!(&told, "status": "not_ready");
     assert!(code == Some(1) && told["hindrance"].is_string(), "{told}");
     drop(ends);
     proxy.ended();

@@ -46,10 +46,8 @@ struct Told<'a> {
 #[derive(Serialize)]
 struct Checked {
     schema: &'static str,
-    /// What was asked: `ready` or `live`.
-    asked: &'static str,
-    /// Whether it is so.
-    is_so: bool,
+    /// `ready` or `not_ready`; of `--live`, `live` or `not_live`.
+    status: &'static str,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     hindrance: Option<String>,
@@ -128,15 +126,14 @@ pub(super) fn give(told: &impl Serialize) -> u8 {
 }
 
 pub(super) fn check(args: &CheckArgs, env: &Environment) -> u8 {
-    let (path, asked, not) = if args.live {
-        ("/healthz", "live", "not alive")
+    let (path, well, ill, not) = if args.live {
+        ("/healthz", "live", "not_live", "not alive")
     } else {
-        ("/readyz", "ready", "not ready")
+        ("/readyz", "ready", "not_ready", "not ready")
     };
     let checked = |hindrance: Option<String>| Checked {
         schema: "routecause.healthcheck/1",
-        asked,
-        is_so: hindrance.is_none(),
+        status: if hindrance.is_none() { well } else { ill },
         hindrance,
     };
     let prepared = prepare(&args.admin, env);
