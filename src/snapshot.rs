@@ -38,10 +38,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Sets a policy to work, in the place of the one `before`: what is known of its upstreams still holds, and what was fetched of its
-    /// scripts. What `resolver`
-    /// remembers is taken over, as far as the policy names the same servers. `pools`, one for each worker, keep nothing yet. Its
-    /// hops lead into `world` where there is one.
+    /// Sets a policy to work, in the place of the one `before`: what is known of its upstreams still holds, and what was fetched
+    /// of its scripts. What `resolver` remembers is taken over, as far as the policy names the same servers. `pools`, one for
+    /// each worker, keep nothing yet. Its hops lead into `world` where there is one.
     pub fn new(
         policy: Policy,
         allow_from: Vec<IpNet>,

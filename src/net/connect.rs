@@ -99,8 +99,8 @@ pub type More<'a> =
 /// what is under way and tells it as [`Outcome::Abandoned`]; attempts that merely lost the race are
 /// told as [`Outcome::Overtaken`] just before the one that won.
 ///
-/// Where all of them have failed, or the last one is silent for as long as one may be that is not the last, `more` is asked
-/// for others, which are tried within the same limits.
+/// Where all of them have failed, or the last one is silent for `limits.per_address`, `more` is asked for others, which are
+/// tried within the same limits.
 ///
 /// # Errors
 /// That of the address that got furthest: an answer of the host before one from the way, before silence, before what never
