@@ -53,6 +53,8 @@ pub struct Claim {
     pub label: Option<Arc<str>>,
     /// Whether the user was proven: by a password, a certificate, or the kernel.
     pub is_proven: bool,
+    /// Whether the request gave a name, whatever that claims: where labels come from decides what it means.
+    pub is_given: bool,
 }
 
 /// What a request gives to say who it is.
@@ -94,12 +96,16 @@ impl Claim {
         user: None,
         label: None,
         is_proven: false,
+        is_given: false,
     };
 
     /// What a user name claims. An empty one, one with control characters, or one over 255 bytes claims nothing.
     pub fn of(name: &str, labels: Labels) -> Self {
         if name.len() > LONGEST_NAME || name.contains(char::is_control) {
-            return Self::NONE;
+            return Self {
+                is_given: true,
+                ..Self::NONE
+            };
         }
         let (user, label) = match (labels, name.rsplit_once('+')) {
             (Labels::None, _) => (name, ""),
@@ -111,6 +117,7 @@ impl Claim {
             user: written(user),
             label: written(label),
             is_proven: false,
+            is_given: true,
         }
     }
 }

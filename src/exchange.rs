@@ -356,10 +356,9 @@ impl Exchange {
         request.route = route.cloned();
     }
 
-    /// Whether it is decided by that very policy.
-    pub fn is_under(&self, policy: &Policy) -> bool {
-        let own = self.open_ref().request.policy.as_ref();
-        own.is_some_and(|own| Arc::ptr_eq(own, &policy.hash))
+    /// The hash of the policy that it is decided by.
+    pub fn policy(&self) -> Option<&Arc<str>> {
+        self.open_ref().request.policy.as_ref()
     }
 
     /// Notes the status that the client gets.

@@ -485,6 +485,41 @@ fn what_is_no_handshake_is_told_on_a_listener_that_speaks_tls() {
 }
 
 #[test]
+fn where_labels_come_from_matters_to_no_tunnel_of_a_member_who_gave_no_name() {
+    let (ca, members) = (Ca::new(), Ca::named("members"));
+    let proxy = with_tls(&ca, Some(&members));
+    let open = |credentials: &str| {
+        let origin = Listening::new();
+        let identity = members.identity(Leaf::Good, "unit-7.example");
+        let mut client = secure(&proxy, identity.member(&ca, &[]));
+        let request = format!("CONNECT {} HTTP/1.1\r\n{credentials}\r\n", origin.address);
+        client.write_all(request.as_bytes()).unwrap();
+        let mut head = [0; 12];
+        client.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        (origin.accept(), client)
+    };
+    let (cut, mut spared) = (open(""), open(&field("unit+job42", "")));
+    let policy = std::fs::read_to_string(&proxy.policy).unwrap();
+    let new =
+        "on_reload: close_blocked\nclients: {labels: username_suffix}\ndefault: {block: true}";
+    proxy.replace(
+        "policy.yaml",
+        &policy.replace("default: {direct: true}", new),
+    );
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&cut.0));
+    check!(&proxy.record(), "error.type": "tunnel.policy_changed", "user.name": "unit-7.example");
+    wire::send(&spared.0, "pong");
+    let mut read = Vec::new();
+    while !read.ends_with(b"pong") {
+        let mut byte = [0];
+        spared.1.read_exact(&mut byte).unwrap();
+        read.extend(byte);
+    }
+}
+
+#[test]
 fn members_are_known_by_their_certificates() {
     let (ca, members) = (Ca::new(), Ca::named("members"));
     let proxy = with_tls(&ca, Some(&members));

@@ -16,7 +16,7 @@ use serde_json::Value;
 use support::admin::{address, ask, get, send, until, until_metric, with_admin};
 use support::origin::{Listening, Origin};
 use support::web::Ca;
-use support::{DIRECT, Proxy, SOON, check, routecause, run, tls, wire};
+use support::{DIRECT, Proxy, SOON, check, routecause, run, tls, user, wire};
 
 const BLOCK: &str = "version: 1\nrules: []\ndefault: {block: {reason: 'closed'}}\n";
 
@@ -409,16 +409,18 @@ fn a_tunnel_that_the_new_policy_refuses_is_cut_where_that_says_so() {
     check!(&proxy.record(), "event.outcome": "success", "server.address": "b.test");
 }
 
+/// What a client of TLS says first that asks for `name`.
+fn hello(name: &str) -> Vec<u8> {
+    let client = tls::Client {
+        name,
+        trusts: &Ca::new(),
+        versions: tls::BOTH,
+    };
+    client.hello()
+}
+
 #[test]
 fn what_is_known_of_a_tunnel_decides_anew_and_what_is_not_spares_it() {
-    let hello = |name| {
-        let client = tls::Client {
-            name,
-            trusts: &Ca::new(),
-            versions: tls::BOTH,
-        };
-        client.hello()
-    };
     let blocked = hello("www.blocked.test");
     let cases: &[(&str, &[u8], Option<&str>)] = &[
         ("default: {block: true}", b"", Some("the default blocks")),
@@ -579,6 +581,136 @@ fn a_tunnel_whose_client_may_not_come_any_more_is_cut() {
         "a new policy cut the tunnel: client 192.0.2.7 is not in server.allow_from"
     );
     assert!(is_open(&spared));
+}
+
+#[test]
+fn a_tunnel_whose_user_is_taken_out_is_cut() {
+    let policy = |more: &str| {
+        format!(
+            "version: 1\n{more}{PINS}\nserver: {{auth: {{users: users.txt}}}}\ndefault: {{direct: true}}\n"
+        )
+    };
+    let (alice, bob) = (user("alice", ""), user("bob", "old"));
+    let proxy = Proxy::under(&policy("on_reload: close_blocked\n"))
+        .file("users.txt", &format!("{alice}{bob}"))
+        .start();
+    let gone = tunnel(&proxy, "a.test", b"hello");
+    let origin = Listening::new();
+    let client = proxy.connect();
+    let port = origin.address.port();
+    let ask = format!(
+        "CONNECT b.test:{port} HTTP/1.1\r\nProxy-Authorization: Basic Ym9iOm9sZA==\r\n\r\n"
+    );
+    wire::send(&client, ask);
+    assert_eq!(wire::status(&wire::read_head(&client)), 200);
+    let spared = (client, origin.accept());
+    // Passwords are not asked for again.
+    proxy.replace("users.txt", &user("bob", "new"));
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&gone.0) && wire::is_reset(&gone.1));
+    let record = proxy.record();
+    check!(&record, "error.type": "tunnel.policy_changed", "user.name": "alice", "server.address": "a.test",
+        "error.message": "a new policy cut the tunnel: the user is none of server.auth any more");
+    assert!(is_open(&spared));
+}
+
+/// A tunnel over which nothing was said, by a request without credentials.
+fn silent(proxy: &Proxy, host: &str) -> (TcpStream, TcpStream) {
+    let (origin, client) = (Listening::new(), proxy.connect());
+    let port = origin.address.port();
+    wire::send(&client, format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n"));
+    assert_eq!(wire::status(&wire::read_head(&client)), 200);
+    (client, origin.accept())
+}
+
+#[test]
+fn what_is_said_behind_the_change_is_held_against_it() {
+    let proxy = Proxy::start(&format!("{DIRECT}{PINS}\n"));
+    let (late, other) = (silent(&proxy, "a.test"), silent(&proxy, "b.test"));
+    let policy = |more: &str| {
+        format!(
+            "version: 1\n{more}{PINS}\ndefaults: {{timeouts: {{sniff: 50ms}}}}\nrules: [{{name: name, match: {{sni: '*.blocked.test'}}, block: true}}]\ndefault: {{direct: true}}\n"
+        )
+    };
+    proxy.replace("policy.yaml", &policy("on_reload: close_blocked\n"));
+    proxy.diary("tunnels_cut=0");
+    // One that was silent under the very policy is as it was let out.
+    let own = silent(&proxy, "a.test");
+    let blocked = hello("www.blocked.test");
+    let (head, tail) = blocked.split_at(blocked.len() / 2);
+    for (client, server) in [&late, &own] {
+        wire::send(client, head);
+        assert_eq!(wire::read_exact(server, head.len()), head);
+        wire::send(client, tail);
+    }
+    assert!(wire::is_reset(&late.0));
+    let record = proxy.record();
+    check!(&record, "error.type": "tunnel.policy_changed", "server.address": "a.test");
+    let message = record["error.message"].as_str().unwrap();
+    assert!(message.contains("rule name blocks a.test:"), "{message}");
+    assert_eq!(wire::read_exact(&own.1, tail.len()), tail);
+    assert!(is_open(&own));
+    let fine = hello("www.fine.test");
+    wire::send(&other.0, &fine);
+    assert_eq!(wire::read_exact(&other.1, fine.len()), fine);
+    assert!(is_open(&other));
+}
+
+#[test]
+fn what_is_said_behind_a_change_that_keeps_cuts_nothing() {
+    let proxy = Proxy::start(&format!("{DIRECT}{PINS}\n"));
+    let open = silent(&proxy, "a.test");
+    let rules = "rules: [{name: shell, match: {proto: ssh}, block: true}]";
+    proxy.replace(
+        "policy.yaml",
+        &format!("version: 1\n{PINS}\n{rules}\ndefault: {{direct: true}}\n"),
+    );
+    proxy.diary("reloaded");
+    let words = b"SSH-2.0-test\r\n";
+    wire::send(&open.0, words);
+    assert_eq!(wire::read_exact(&open.1, words.len()), words);
+    assert!(is_open(&open));
+}
+
+#[test]
+fn what_is_said_while_a_hop_is_tried_is_held_against_the_change() {
+    let policy = |more: &str| {
+        format!(
+            "version: 1\n{more}upstreams: {{corp: {{url: 'http://127.0.0.1:9'}}}}\n{PINS}\ndefault: {{via: 'direct|corp'}}\n"
+        )
+    };
+    let proxy = Proxy::start(&policy(""));
+    let (late, spared) = (silent(&proxy, "a.test"), silent(&proxy, "a.test"));
+    let rules = "rules: [{name: shell, match: {proto: ssh}, block: true}]\n";
+    proxy.replace(
+        "policy.yaml",
+        &policy(&format!("on_reload: close_blocked\n{rules}")),
+    );
+    proxy.diary("tunnels_cut=0");
+    wire::send(&late.0, "SSH-2.0-test\r\n");
+    assert!(wire::is_reset(&late.0));
+    let words = b"EHLO a\r\n";
+    wire::send(&spared.0, words);
+    assert_eq!(wire::read_exact(&spared.1, words.len()), words);
+    check!(&proxy.record(), "error.type": "tunnel.policy_changed");
+    assert!(is_open(&spared));
+}
+
+#[test]
+fn where_labels_come_from_matters_to_no_tunnel_whose_client_gave_no_name() {
+    let roles = "roles: {near: {cidr: 127.0.0.0/8}}";
+    let proxy = Proxy::start(&format!("{DIRECT}{PINS}\nclients: {{{roles}}}\n"));
+    let open = silent(&proxy, "a.test");
+    let named = tunnel(&proxy, "a.test", b"hello");
+    let new = format!(
+        "version: 1\non_reload: close_blocked\n{PINS}\nclients: {{labels: username_suffix, {roles}}}\n\
+         rules: [{{name: near, match: {{client: {{role: near}}}}, block: true}}]\ndefault: {{direct: true}}\n"
+    );
+    proxy.replace("policy.yaml", &new);
+    proxy.diary("tunnels_cut=1");
+    assert!(wire::is_reset(&open.0) && wire::is_reset(&open.1));
+    check!(&proxy.record(), "error.type": "tunnel.policy_changed", "egress.client.role": ["near"]);
+    assert!(is_open(&named));
 }
 
 #[test]

@@ -201,6 +201,7 @@ fn decide(policy: &Policy, seen: &Seen, client: &Client) -> Option<After> {
         user: seen.user.as_deref().map(Into::into),
         label: seen.label.as_deref().map(Into::into),
         is_proven: policy.proves_users && seen.user.is_some(),
+        is_given: seen.user.is_some() || seen.label.is_some(),
     };
     let flight = match &seen.sni {
         Some(name) => Flight::tls(Some(name), []),

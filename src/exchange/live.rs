@@ -209,11 +209,6 @@ impl Enlisted {
         self.tunnel = tunnel;
     }
 
-    /// Cuts it, since the policy at work refuses it.
-    pub fn refuse(&self, why: Failure) {
-        self.live.refuse(&self.tunnel, why);
-    }
-
     /// Waits until somebody cuts the tunnel, or the process ends.
     pub fn cut(&self) -> WaitForCancellationFuture<'_> {
         self.tunnel.cut.cancelled()

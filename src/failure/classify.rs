@@ -62,7 +62,7 @@ pub fn classify(failure: &Failure) -> Cause {
         },
         Failure::Stranger(stranger) => match stranger {
             Stranger::Nameless | Stranger::OtherScheme => Kind::ClientAuthRequired,
-            Stranger::Refused => Kind::ClientAuthFailed,
+            Stranger::Refused | Stranger::Gone => Kind::ClientAuthFailed,
         },
         Failure::Resolve(error) => classify_resolve(error),
         Failure::Connect(error) => classify_connect(error),

@@ -19,6 +19,9 @@ pub enum Stranger {
     /// The name or the password is wrong.
     #[error("there is no such user, or the password is wrong")]
     Refused,
+    /// It was proven, and the user has been taken out since.
+    #[error("the user is none of server.auth any more")]
+    Gone,
 }
 
 /// A limit that is reached.

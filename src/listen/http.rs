@@ -117,7 +117,7 @@ async fn begin(
     (becomes, wire)
 }
 
-async fn settle(proxy: &Proxy, wire: &mut Wire, tunnel: Tunnel, behind: Bytes) -> Becomes {
+async fn settle(proxy: &Arc<Proxy>, wire: &mut Wire, tunnel: Tunnel, behind: Bytes) -> Becomes {
     let standing = tunnel.settle(proxy, wire, behind).await;
     standing.map_or(Becomes::Nothing, |tunnel| Becomes::Tunnel(Box::new(tunnel)))
 }

@@ -326,7 +326,7 @@ impl Stream {
 async fn run(
     tunnel: Tunnel,
     upgrade: OnUpgrade,
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     carrier: &Socket,
     sending: Arc<Sending>,
 ) {

@@ -65,14 +65,14 @@ pub(super) async fn identify(
     let presence = exchange.presence().clone();
     let labels = snapshot.policy.labels;
     if let Some(name) = &presence.proven {
-        let label = match given {
-            Given::Basic(Credentials { name, .. }) => Claim::of(&name, labels).label,
-            Given::Nothing | Given::Other => None,
+        let said = match given {
+            Given::Basic(Credentials { name, .. }) => Claim::of(&name, labels),
+            Given::Nothing | Given::Other => Claim::NONE,
         };
         return Ok(Claim {
             user: Some(name.clone()),
-            label,
             is_proven: true,
+            ..said
         });
     }
     let asked = snapshot.gate.as_ref().filter(|_| presence.asks_who);
@@ -135,6 +135,11 @@ impl Gate {
     /// Whether it stands for these users.
     pub fn is_of(&self, users: &Arc<Users>) -> bool {
         self.users == *users
+    }
+
+    /// Whether there is such a user.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.users.hash_of(name).is_some()
     }
 
     /// Whether a user has this password.

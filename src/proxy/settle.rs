@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite as _, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-use super::witness::Witness;
+use super::witness::{Witness, first_of};
 use crate::cause::{Class, Phase};
 use crate::exchange::Exchange;
 use crate::exchange::live::Enlisted;
@@ -147,6 +147,9 @@ pub(super) async fn settle(
         is_sent: false,
     };
     let settled = provisional.settle(conn).await;
+    if let Some(first) = first_of(&provisional.flight) {
+        enlisted.tunnel().said(first);
+    }
     if settled.is_err() && provisional.is_sent {
         // Once, over however many hops they went.
         let sent = provisional.flight.bytes().len() as u64;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::Proxy;
+use super::anew::Ear;
 use super::decide::Walked;
 use super::settle::{Settled, Unsettled, abort, first_flight, settle};
 use super::witness::{Witness, first_of};
@@ -115,7 +116,12 @@ impl Tunnel {
 
     /// Waits until the hop is not to change any more: not at all where there is none to change to. `behind` is what the
     /// client sent behind its request. Nothing where the tunnel has ended before that.
-    pub async fn settle(self, proxy: &Proxy, client: &mut Wire, behind: Bytes) -> Option<Standing> {
+    pub async fn settle(
+        self,
+        proxy: &Arc<Proxy>,
+        client: &mut Wire,
+        behind: Bytes,
+    ) -> Option<Standing> {
         let Self {
             opened,
             exchange,
@@ -127,7 +133,7 @@ impl Tunnel {
                 exchange.trail().enter(Phase::Tunnel);
                 let mut settled = Settled::at_once(client, behind, conn);
                 let enlisted = proxy.enlist(&exchange, settled.address(), None);
-                settled.witness.tells(enlisted.tunnel());
+                settled.witness.tells(Ear::new(proxy, &exchange, &enlisted));
                 (settled, timeouts, exchange, enlisted)
             }
             // On the heap, so that it leaves nothing behind.
@@ -167,7 +173,7 @@ impl Provisional<'_> {
     /// Finds the hop that it keeps, or ends it.
     async fn settle(
         mut self,
-        proxy: &Proxy,
+        proxy: &Arc<Proxy>,
         opened: Opened,
         behind: &[u8],
     ) -> Option<(Settled, Arc<Timeouts>, Exchange, Enlisted)> {
@@ -204,7 +210,7 @@ impl Provisional<'_> {
 
     async fn find(
         &mut self,
-        proxy: &Proxy,
+        proxy: &Arc<Proxy>,
         opened: Opened,
     ) -> Result<(Settled, Arc<Timeouts>, Enlisted), Unsettled> {
         let Ends { conn, timeouts } = match opened {
@@ -216,13 +222,19 @@ impl Provisional<'_> {
         let mut enlisted = proxy.enlist(&self.exchange, None, first_of(&flight));
         let mut settled = settle(self.client, flight, conn, &self.exchange, &enlisted).await?;
         enlisted.keep(&self.exchange, settled.address());
-        settled.witness.tells(enlisted.tunnel());
+        settled
+            .witness
+            .tells(Ear::new(proxy, &self.exchange, &enlisted));
         proxy.look_again(&self.exchange, &enlisted);
         Ok((settled, timeouts, enlisted))
     }
 
     /// Reads what the client says first, and goes on with the walk.
-    async fn decide(&mut self, proxy: &Proxy, undecided: Undecided) -> Result<Ends, Unsettled> {
+    async fn decide(
+        &mut self,
+        proxy: &Arc<Proxy>,
+        undecided: Undecided,
+    ) -> Result<Ends, Unsettled> {
         self.exchange.trail().enter(Phase::Tunnel);
         let limit = undecided.snapshot.policy.timeouts.sniff;
         let left = first_flight(self.client, &mut self.flight, limit).await;

@@ -1,10 +1,9 @@
 //! Who looks on while a tunnel is carried.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
-use crate::exchange::live::{First, Tunnel};
+use super::anew::Ear;
+use crate::exchange::live::First;
 use crate::failure::tunnel::Ending;
 use crate::net::socket::Socket;
 use crate::net::tcp_info::TcpInfo;
@@ -33,7 +32,7 @@ enum Handshake {
 struct Followed {
     ledger: Ledger,
     /// Hears what the client says first.
-    tunnel: Option<Arc<Tunnel>>,
+    ear: Option<Ear>,
 }
 
 impl Handshake {
@@ -70,9 +69,9 @@ impl Followed {
             (None, _) => None,
         };
         if let Some(first) = first
-            && let Some(tunnel) = self.tunnel.take()
+            && let Some(ear) = self.ear.take()
         {
-            tunnel.said(first);
+            ear.hear(first);
         }
     }
 }
@@ -117,11 +116,10 @@ impl Witness {
         }
     }
 
-    /// Lets a tunnel know what its client says first.
-    pub(super) fn tells(&mut self, tunnel: &Arc<Tunnel>) {
-        let tunnel = tunnel.clone();
+    /// Tells what the client says first.
+    pub(super) fn tells(&mut self, ear: Ear) {
         self.handshake.see(|followed| {
-            followed.tunnel = Some(tunnel);
+            followed.ear = Some(ear);
             followed.tell(&[], false);
         });
     }
