@@ -24,16 +24,22 @@ struct Filtered {
     target: Origin,
     control: Origin,
     is_on: Arc<AtomicBool>,
+    /// Whether somebody was told the name of the other.
+    is_mixed: Arc<AtomicBool>,
 }
 
 impl Filtered {
     fn new() -> Self {
         let ca = Ca::new();
         let is_on = Arc::new(AtomicBool::new(true));
-        let serving = |name: &str| {
+        let is_mixed = Arc::new(AtomicBool::new(false));
+        let serving = |name: &str, other: &'static str| {
             let config = tls::server(&ca.identity(tls::Leaf::Good, name), tls::BOTH);
-            let is_on = is_on.clone();
+            let (is_on, is_mixed) = (is_on.clone(), is_mixed.clone());
             Origin::serving(move |stream| {
+                if says(&stream, other) {
+                    is_mixed.store(true, Ordering::Relaxed);
+                }
                 if is_on.load(Ordering::Relaxed) && says(&stream, TARGET) {
                     wire::reset(stream);
                 } else {
@@ -42,12 +48,13 @@ impl Filtered {
                 String::new()
             })
         };
-        let (target, control) = (serving(TARGET), serving(CONTROL));
+        let (target, control) = (serving(TARGET, CONTROL), serving(CONTROL, TARGET));
         Self {
             ca,
             target,
             control,
             is_on,
+            is_mixed,
         }
     }
 
@@ -143,14 +150,16 @@ fn a_target_that_keeps_failing_is_looked_at_and_its_next_record_says_what_was_fo
         "{target} keeps failing, tls.reset_after_client_hello: "
     ));
     assert!(
-        line.contains(": sni_filtering (certain): the name "),
+        line.contains(": sni_filtering (medium): the name "),
         "{line}"
     );
     let look = r#"routecause_triage_looks_total{verdict="sni_filtering"} 1"#;
     admin::until_metric(at, look);
 
     let record = filtered.fail(&proxy);
-    check!(&record, "egress.diagnosis.verdict": "sni_filtering", "egress.diagnosis.certainty": "certain");
+    check!(&record, "egress.diagnosis.verdict": "sni_filtering", "egress.diagnosis.certainty": "medium",
+        "egress.diagnosis.counter": ["the name was not said at another address: the server itself may refuse it"]);
+    assert!(!filtered.is_mixed.load(Ordering::Relaxed));
     let sentence = record["egress.diagnosis.sentence"].as_str().unwrap();
     assert!(
         sentence.starts_with(&format!("the name {TARGET} is filtered")),
@@ -160,14 +169,10 @@ fn a_target_that_keeps_failing_is_looked_at_and_its_next_record_says_what_was_fo
         record["egress.diagnosis.ago_s"].as_u64().unwrap() < 60,
         "{record:#}"
     );
-    assert!(
-        record.get("egress.diagnosis.counter").is_none(),
-        "{record:#}"
-    );
     for key in ["egress.hint", "event.reason"] {
         let hint = record[key].as_str().unwrap();
         assert!(
-            hint.contains("; doctor ") && hint.ends_with("s ago: sni_filtering (certain)"),
+            hint.contains("; doctor ") && hint.ends_with("s ago: sni_filtering (medium)"),
             "{hint}"
         );
     }
@@ -187,8 +192,20 @@ fn a_target_that_keeps_failing_is_looked_at_and_its_next_record_says_what_was_fo
     for _ in 0..4 {
         assert!(!has_diagnosis(&filtered.fail(&proxy)));
     }
+    // What fails behind it is looked at behind it: if there was a second look at the first, it is over.
+    let nowhere = Origin::nowhere();
+    for _ in 0..3 {
+        let stream = proxy.connect();
+        wire::send(
+            &stream,
+            format!("CONNECT {nowhere} HTTP/1.1\r\nhost: {nowhere}\r\n\r\n"),
+        );
+        wire::read_text(&stream);
+        check!(&proxy.record(), "error.type": "connect.refused");
+    }
+    proxy.diary(&format!("{nowhere} keeps failing, connect.refused: "));
     admin::until_metric(at, look);
-    // The look itself left no record: each was taken above.
+    // The looks themselves left no record: each was taken above.
     let (_, left) = proxy.stop();
     assert!(left.is_empty(), "{left:#?}");
 }

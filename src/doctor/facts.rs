@@ -142,6 +142,9 @@ pub struct Way {
     pub route: String,
     /// What is known to work elsewhere, by this way.
     pub controls: Vec<Probe>,
+    /// Whether that passed by this very way lately: what refuses now was reached, and shows the way all the same.
+    #[serde(skip)]
+    pub is_proven: bool,
     /// The status of a page that answers 204 where nobody is between.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub portal: Option<u16>,
@@ -172,7 +175,10 @@ impl Way {
     /// Whether something else works by it; nothing where nothing else was tried.
     pub fn is_up(&self) -> Option<bool> {
         let tried = !self.controls.is_empty();
-        tried.then(|| self.controls.iter().any(Probe::is_answered))
+        let is_reached = |probe: &Probe| {
+            probe.is_answered() || self.is_proven && probe.failed_of("connect.refused")
+        };
+        tried.then(|| self.controls.iter().any(is_reached))
     }
 
     /// What it answered to HEAD by HTTP/1.1, if it did.

@@ -395,6 +395,7 @@ impl Doctor<'_> {
             matches!(&route.spec, RouteSpec::Upstream(upstream) if upstream.auth.is_some());
         let mut way = Way {
             route: name.to_string(),
+            is_proven: self.plan.bounds.is_some(),
             ..Way::default()
         };
         let told = if way.is_direct() {
@@ -425,6 +426,8 @@ impl Doctor<'_> {
             way.controls.push(ask(first).await);
         }
         way.controls.extend(join_all(others.iter().map(ask)).await);
+        // What our own guards refuse says nothing of the way.
+        way.controls.retain(|probe| !probe.failed_of("policy."));
         if let Some((target, path)) = &self.plan.portal {
             (self.progress)(&format!("{told}: is there a portal?"));
             let asked = self.ask(dial, target, Method::GET, path).await;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Control, DIRECT, Doctor, Failed, HELLO, PAUSE, large, probe};
 use crate::cause::Side;
-use crate::doctor::facts::{Cell, Content, is_private};
+use crate::doctor::facts::{Cell, Content};
 use crate::exchange::Trail;
 use crate::failure::handshake::Handshake;
 use crate::failure::{Failure, classify};
@@ -20,6 +20,9 @@ use crate::tls::handshake::{HandshakeError, Hello, Offer, Reached};
 /// The segments of a way that bears little.
 const SMALL_SEGMENT: u32 = 536;
 
+/// Another name than the target's, where there is no control's.
+const DECOY: &str = "www.example.com";
+
 impl Doctor<'_> {
     /// Handshakes with other contents, a control before and behind them.
     pub(super) async fn matrix(&self, address: SocketAddr) -> Vec<Cell> {
@@ -29,18 +32,13 @@ impl Doctor<'_> {
             Some(control) => self.address_of(control).await,
             None => None,
         };
-        // Unasked, no name of the inside is told to the outside.
-        let may_mix = |other: SocketAddr| {
-            self.plan.bounds.is_none() || is_private(&address.ip()) == is_private(&other.ip())
-        };
-        let elsewhere = elsewhere.filter(|other| may_mix(*other));
-        let control = control
-            .map(|control| control.target)
-            .filter(|_| self.plan.bounds.is_none() || elsewhere.is_some());
-        let decoy = control.as_ref().map_or_else(
-            || Host::Name("www.example.com".into()),
-            |control| control.host.clone(),
-        );
+        let control = control.map(|control| control.target);
+        // Unasked, nobody is told the name of another.
+        let may_mix = self.plan.bounds.is_none();
+        let decoy = control
+            .as_ref()
+            .filter(|_| may_mix)
+            .map_or_else(|| Host::Name(DECOY.into()), |control| control.host.clone());
         let mut cells = Vec::new();
         let usual = large(&[b"h2", b"http/1.1"]);
         let small = Offer::of(&[b"h2", b"http/1.1"]);
@@ -83,7 +81,7 @@ impl Doctor<'_> {
         ];
         let unnamed = Host::Ip(address.ip());
         plan.push((Content::NoName, address, &unnamed, Shape::default(), &usual));
-        if let Some(elsewhere) = elsewhere {
+        if let Some(elsewhere) = elsewhere.filter(|_| may_mix) {
             plan.push((
                 Content::NameElsewhere,
                 elsewhere,

@@ -32,6 +32,13 @@ fn the_way_and_this_machine_come_first() {
         Certain,
         "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=connect.timeout target=connect.timeout,connect.timeout\nway corp control=ok target=ok",
     );
+    // Who passed lately and refuses now was reached.
+    for (proven, id) in [("", "route_down"), (" proven", "unexplained")] {
+        let lines = format!(
+            "dns system 192.0.2.1\ntcp 192.0.2.1:443 !connect.timeout\nway direct control=connect.refused target=connect.timeout,connect.timeout{proven}"
+        );
+        assert_eq!(judge(&facts(&lines)).id, id);
+    }
     check(
         "captive_portal",
         Certain,
@@ -281,6 +288,17 @@ fn handshakes_are_told_apart_by_what_differs() {
         &cells(&format!(
             "cell decoy ok, cell none ok, cell elsewhere {RESET}, cell control ok"
         )),
+    );
+    // Unasked, the name is said at its own address alone.
+    check(
+        "sni_filtering",
+        Medium,
+        &cells("cell decoy ok, cell none ok, cell control ok"),
+    );
+    check(
+        "sni_filtering",
+        Strong,
+        &cells("cell decoy ok, cell control ok, way corp control=ok target=ok cert=valid:CA"),
     );
     check(
         "server_rejects_name",

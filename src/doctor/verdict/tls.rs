@@ -2,7 +2,7 @@
 
 use super::Certainty::{Certain, Medium, Strong};
 use super::{Verdict, by, controls, failures, other, route_via};
-use crate::doctor::facts::{Content, Facts};
+use crate::doctor::facts::{Content, Facts, Probe};
 
 pub(super) fn handshakes(facts: &Facts) -> Option<Verdict> {
     let direct = facts.direct()?;
@@ -93,8 +93,8 @@ pub(super) fn handshakes(facts: &Facts) -> Option<Verdict> {
     let unnamed = facts.cell(Content::NoName);
     let noise = facts.cell(Content::Noise);
     let elsewhere = facts.cell(Content::NameElsewhere);
-    let is_control_fine =
-        facts.cell(Content::Control) == Some(true) || direct.is_up() == Some(true);
+    let is_control_fine = facts.cell(Content::Control) == Some(true)
+        || direct.controls.iter().any(Probe::is_answered);
     let passes = decoy == Some(true) || unnamed == Some(true);
     let mechanism = match cause {
         "tls.reset_after_client_hello" => "a reset behind the ClientHello",
@@ -133,6 +133,23 @@ pub(super) fn handshakes(facts: &Facts) -> Option<Verdict> {
                 .because(["the name passes at another server's address".to_owned()])
                 .because(failures(facts)),
         );
+    }
+    if passes && elsewhere.is_none() && is_control_fine {
+        let certainty = if other(facts).is_some() {
+            Strong
+        } else {
+            Medium
+        };
+        let verdict = Verdict::new(
+            "sni_filtering",
+            certainty,
+            format!("the name {} is filtered: {mechanism}", facts.host),
+        )
+        .because(["the same address answers to another name, or to none".to_owned()])
+        .because(failures(facts))
+        .but("the name was not said at another address: the server itself may refuse it")
+        .mend("route it via an upstream whose way is free");
+        return Some(end(verdict));
     }
     if decoy == Some(false) && unnamed == Some(false) && noise == Some(false) && is_control_fine {
         return Some(end(

@@ -18,6 +18,7 @@ use crate::doctor::verdict::{Certainty, judge};
 /// dns SERVER ADDRESS,ADDRESS | dns SERVER !CAUSE       `~` behind the server: encrypted
 /// tcp ADDRESS [!CAUSE]
 /// way ROUTE control=ok|CAUSE,… target=ok|CAUSE,… [cert=VERDICT:ISSUER] [product] [h1=STATUS|!] [h2=STATUS|!] [portal=STATUS]
+///     [proven]                              the controls passed by it lately
 /// cell CONTENT ok|CAUSE
 /// ```
 pub(super) fn facts(lines: &str) -> Facts {
@@ -85,6 +86,7 @@ pub(super) fn facts(lines: &str) -> Facts {
                                 ..Certificate::default()
                             });
                         }
+                        "proven" => way.is_proven = true,
                         "product" => {
                             way.certificate.as_mut().unwrap().interceptor = Some("a product");
                         }
