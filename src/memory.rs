@@ -86,10 +86,17 @@ impl Memory {
         }
     }
 
-    /// The last failure of a target, if it is not long ago and no success followed.
-    pub fn earlier(&self, host: &str, port: u16) -> Option<Earlier> {
+    /// The last failure of a target, if it is not long ago and no success followed; with what a look found, for who fails of
+    /// `cause` by `route`.
+    pub fn earlier(
+        &self,
+        host: &str,
+        port: u16,
+        route: Option<&str>,
+        cause: &str,
+    ) -> Option<Earlier> {
         let mut recent = self.recent();
-        let found = recent.found(host, port);
+        let found = recent.found((host, port), route, cause);
         let failed = recent.target(host, port)?.last_failure()?;
         let ago = failed.at.elapsed();
         let earlier = Earlier {
@@ -134,7 +141,9 @@ impl Observe for Memory {
                         remind(&mut record, &earlier(failed, ago));
                     }
                 }
-                if let Some(found) = recent.found(&host, port) {
+                let cause = record.error_type.as_deref().unwrap_or_default();
+                let found = recent.found((&host, port), record.route.as_deref(), cause);
+                if let Some(found) = found {
                     triage::tell(&mut record, &found);
                 }
             }

@@ -205,9 +205,10 @@ impl Proxy {
                 let answer = if let Some(staged) = failure.staged() {
                     respond::staged(staged, exchange.id())
                 } else {
-                    let earlier = exchange
-                        .target()
-                        .and_then(|(host, port)| self.memory.earlier(host, port));
+                    let cause = classify(&failure).id();
+                    let earlier = exchange.target().and_then(|(host, port)| {
+                        self.memory.earlier(host, port, route.as_deref(), &cause)
+                    });
                     Some(respond::failure(
                         &failure,
                         exchange.id(),

@@ -107,7 +107,9 @@ fn plan(due: &Due, policy: &Policy) -> Option<Plan> {
     // Rules may hang on addresses: where those are unknown that they let through, none is dialled.
     let may_dial = !due.addresses.is_empty() || target.host.ip().is_some() || !policy.looks_up();
     let granted = ways(policy, RouteId(route), may_dial);
-    let granted = granted.into_iter().map(|route| Granted {
+    // What was tried may be tried again, and nothing else: a chain does not move on after each failure.
+    let granted = granted.into_iter().filter(|hop| due.hops.contains(hop));
+    let granted = granted.map(|route| Granted {
         controls: due.controls(&route).iter().filter_map(control).collect(),
         route,
     });
@@ -116,7 +118,8 @@ fn plan(due: &Due, policy: &Policy) -> Option<Plan> {
     let spoken = match due.port {
         _ if request.is_plain => Spoken::Http,
         _ if request.is_tls => Spoken::Tls,
-        443 => Spoken::Tls,
+        // Where it failed before anything of the target's was seen.
+        443 if is_early(&due.cause) => Spoken::Tls,
         _ => Spoken::Other,
     };
     let rule = policy
@@ -141,6 +144,13 @@ fn plan(due: &Due, policy: &Policy) -> Option<Plan> {
             dns: rule.and_then(|rule| rule.dns),
         }),
     })
+}
+
+/// Whether a cause ends a request before it shows what is spoken, or in TLS.
+fn is_early(cause: &str) -> bool {
+    ["dns.", "connect.", "upstream.", "tls."]
+        .iter()
+        .any(|family| cause.starts_with(family))
 }
 
 /// The hops of a route, each once, in their order; without those that dial the target themselves where it must not be dialled.
@@ -230,11 +240,14 @@ groups: {both: {members: [corp, spare]}}";
             cause: "connect.timeout".into(),
             request: Request {
                 client: "192.0.2.9".parse().unwrap(),
+                user: None,
                 rule: Some("default".into()),
                 route: route.into(),
                 is_plain: false,
                 is_tls: false,
             },
+            since: tokio::time::Instant::now(),
+            hops: ["direct", "corp", "spare"].map(Into::into).to_vec(),
             addresses: Vec::new(),
             policy: policy.hash.clone(),
             controls: BTreeMap::new(),
@@ -294,6 +307,18 @@ groups: {both: {members: [corp, spare]}}";
             assert_eq!(chosen, expected.first().copied());
         }
         let policy = policy("rules: []\ndefault: {direct: true}");
+        let policy_of_chain = self::policy("rules: []\ndefault: {via: 'direct|corp'}");
+        for (tried, expected) in [
+            (&["direct"][..], &["direct"][..]),
+            (&["corp"], &["corp"]),
+            (&[], &[]),
+        ] {
+            let due = Due {
+                hops: tried.iter().map(|hop| (*hop).into()).collect(),
+                ..due(&policy_of_chain, "direct|corp")
+            };
+            assert_eq!(ways_of(plan(&due, &policy_of_chain).as_ref()), expected);
+        }
         let of_another = Due {
             policy: "0".into(),
             ..due(&policy, "direct")
@@ -304,18 +329,25 @@ groups: {both: {members: [corp, spare]}}";
     #[test]
     fn what_was_spoken_is_looked_at_and_nothing_more_than_the_root_is_asked_for() {
         let policy = policy("rules: []\ndefault: {direct: true}");
-        for (port, is_plain, is_tls, expected) in [
-            (443, false, false, Spoken::Tls),
-            (8443, false, true, Spoken::Tls),
-            (8443, false, false, Spoken::Other),
-            (80, false, false, Spoken::Other),
-            (8080, true, false, Spoken::Http),
+        for (port, cause, is_plain, is_tls, expected) in [
+            (443, "connect.timeout", false, false, Spoken::Tls),
+            (443, "upstream.no_reply", false, false, Spoken::Tls),
+            (443, "tunnel.reset_by_server", false, true, Spoken::Tls),
+            (443, "tunnel.reset_by_server", false, false, Spoken::Other),
+            (8443, "connect.timeout", false, true, Spoken::Tls),
+            (8443, "connect.timeout", false, false, Spoken::Other),
+            (80, "connect.timeout", false, false, Spoken::Other),
+            (8080, "connect.timeout", true, false, Spoken::Http),
         ] {
             let mut due = due(&policy, "direct");
-            due.port = port;
+            (due.port, due.cause) = (port, cause.into());
             (due.request.is_plain, due.request.is_tls) = (is_plain, is_tls);
             let plan = plan(&due, &policy).unwrap();
-            assert_eq!((plan.spoken, &*plan.path), (expected, "/"), "{port}");
+            assert_eq!(
+                (plan.spoken, &*plan.path),
+                (expected, "/"),
+                "{port} {cause}"
+            );
         }
     }
 

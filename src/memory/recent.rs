@@ -62,7 +62,8 @@ pub(super) struct TargetStory {
     successes: VecDeque<Instant>,
     /// What it is watched for, where targets are.
     pub(super) trouble: Option<Box<Trouble>>,
-    pub(super) passed: Option<Box<Passed>>,
+    /// Who passed, where targets are watched; the latest last.
+    pub(super) passed: VecDeque<Passed>,
 }
 
 /// One address of a target.
@@ -315,7 +316,7 @@ pub(super) fn failing_hop<'r>(record: &'r Record, cause: &str) -> Option<&'r Arc
 /// Whether a cause says something of the target, rather than of the client, the policy, an upstream or ourselves: of an
 /// upstream, what it reports of the target and cannot mean of itself. What ends a tunnel that carried data says nothing of
 /// the next one, and a host without a family, or an address that was overtaken, has tried nothing.
-fn counts(cause: &str) -> bool {
+pub(super) fn counts(cause: &str) -> bool {
     let family = cause.split('.').next().unwrap_or_default();
     match family {
         "connect" => !matches!(cause, "connect.overtaken" | "connect.family_unsupported"),
@@ -512,7 +513,8 @@ fn site(host: &str) -> &str {
     host.get(at..).unwrap_or(host)
 }
 
-fn push<T>(list: &mut VecDeque<T>, item: T) {
+/// Adds to what is kept, in place of the oldest where it is full.
+pub(super) fn push<T>(list: &mut VecDeque<T>, item: T) {
     list.push_back(item);
     if list.len() > FEW {
         list.pop_front();

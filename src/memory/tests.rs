@@ -41,6 +41,12 @@ impl Bench {
         self.kept.0.lock().unwrap().pop().unwrap()
     }
 
+    /// What the answer to a further failure mentions.
+    fn earlier(&self, host: &str) -> Option<Earlier> {
+        self.memory
+            .earlier(host, 443, Some("direct"), "connect.timeout")
+    }
+
     fn suspects(&self, record: Record) -> Vec<&'static str> {
         names(&self.take(record).suspects)
     }
@@ -245,7 +251,7 @@ fn of_a_chain_each_hop_is_known_by_what_it_failed_of() {
     };
     let record = bench.take(exhausted("connect.timeout", "upstream.connect.refused"));
     assert_eq!(names(&record.suspects), [""; 0]);
-    let earlier = bench.memory.earlier("a.example", 443).unwrap();
+    let earlier = bench.earlier("a.example").unwrap();
     let told = (&*earlier.cause, earlier.hop.as_deref());
     assert_eq!(told, ("connect.timeout", Some("direct")));
     let record = bench.take(exhausted("connect.timeout", "upstream.reported.timeout"));
@@ -485,7 +491,7 @@ fn what_an_upstream_does_itself_is_no_failure_of_the_target() {
     ] {
         let bench = Bench::new();
         bench.take(by_corp(cause));
-        let is_known = bench.memory.earlier("a.example", 443).is_some();
+        let is_known = bench.earlier("a.example").is_some();
         assert_eq!(is_known, is_targets, "{cause}");
         let suspects = bench.suspects(failed("a.example", "connect.timeout"));
         assert_eq!(suspects == ["server_down"], is_targets, "{cause}");
@@ -546,9 +552,9 @@ fn a_failure_of_a_hop_that_means_another_is_forgotten_with_it() {
         &[("corp", Some(cause))],
     ));
     bench.memory.forget_hops(&["other".into()]);
-    assert!(bench.memory.earlier("a.example", 443).is_some());
+    assert!(bench.earlier("a.example").is_some());
     bench.memory.forget_hops(&["corp".into()]);
-    assert_eq!(bench.memory.earlier("a.example", 443), None);
+    assert_eq!(bench.earlier("a.example"), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -556,7 +562,7 @@ async fn a_failure_is_mentioned_to_the_next_one_until_a_success() {
     let bench = Bench::new();
     bench.take(failed("a.example", "connect.timeout"));
     advance(Duration::from_secs(41)).await;
-    let earlier = bench.memory.earlier("a.example", 443).unwrap();
+    let earlier = bench.earlier("a.example").unwrap();
     assert_eq!(earlier.to_string(), "connect.timeout 41s ago via direct");
     let record = bench.take(failed("a.example", "tls.no_server_hello"));
     assert_eq!(
@@ -564,7 +570,7 @@ async fn a_failure_is_mentioned_to_the_next_one_until_a_success() {
         Some("look; before: connect.timeout 41s ago via direct")
     );
     bench.take(fine("a.example"));
-    assert_eq!(bench.memory.earlier("a.example", 443), None);
+    assert_eq!(bench.earlier("a.example"), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -817,6 +823,19 @@ async fn who_passed_by_the_same_hop_is_held_against_the_target() {
         policy: Some("p0".into()),
         ..by("denied.example", "direct", None)
     });
+    // What others are let to is not to be tried for this one.
+    bench.take(Record {
+        client_address: "192.0.2.8".parse().unwrap(),
+        ..by("theirs.example", "direct", None)
+    });
+    bench.take(Record {
+        user: Some("somebody".into()),
+        ..by("somebodys.example", "direct", None)
+    });
+    bench.take(Record {
+        client_address: "192.0.2.8".parse().unwrap(),
+        ..by("third.example", "direct", None)
+    });
     bench.take(by("a.example", "direct", None));
     bench.fail("a.example");
     let due = bench.due().unwrap();
@@ -859,7 +878,7 @@ async fn what_was_found_is_told_until_a_success_or_for_a_while() {
         (told.ago_s, &*told.sentence),
         (41, "it is reached via corp alone")
     );
-    let earlier = bench.memory.earlier("a.example", 443).unwrap();
+    let earlier = bench.earlier("a.example").unwrap();
     assert!(reminded("look", &earlier).ends_with("; doctor 41s ago: ip_blocking (strong)"));
     for (cause, is_told) in [
         ("connect.refused", true),
@@ -867,6 +886,15 @@ async fn what_was_found_is_told_until_a_success_or_for_a_while() {
         ("proxy.circuit_open", true),
         ("client.reset", false),
         ("policy.denied.rule", false),
+        ("tunnel.reset_by_server", true),
+        ("tunnel.policy_changed", false),
+        ("tunnel.killed", false),
+        ("tunnel.shutdown", false),
+        ("tunnel.idle_timeout", false),
+        ("tunnel.max_duration", false),
+        ("upstream.no_reply", true),
+        ("upstream.auth_rejected", false),
+        ("upstream.denied", false),
     ] {
         assert_eq!(bench.told("a.example", cause).is_some(), is_told, "{cause}");
     }
@@ -902,4 +930,120 @@ async fn what_comes_too_late_or_was_found_under_another_policy_is_not_told() {
     bench.memory.watch(None, "p1".into());
     bench.fail("a.example");
     assert!(bench.due().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn hops_that_were_tried_may_be_tried_again_unless_they_refuse_who_we_are() {
+    let tried = |hops: &[(&str, &'static str)]| Record {
+        attempts: hops
+            .iter()
+            .map(|(hop, cause)| Attempt {
+                hop: (*hop).into(),
+                cause: Some((*cause).into()),
+                address: None,
+                family: None,
+                side: None,
+                ms: 1.0,
+                icmp: None,
+                reused: false,
+            })
+            .collect(),
+        hop: None,
+        ..served(failed("a.example", "connect.timeout"))
+    };
+    let refusal = Record {
+        hop: Some("corp".into()),
+        ..served(failed("a.example", "upstream.auth_rejected"))
+    };
+    let direct = ("direct", "connect.timeout");
+    for (first, last, hops) in [
+        (tried(&[direct]), tried(&[direct]), &["direct"][..]),
+        (
+            tried(&[direct]),
+            tried(&[("corp", "upstream.no_reply"), direct]),
+            &["corp", "direct"],
+        ),
+        (
+            tried(&[direct]),
+            tried(&[("corp", "upstream.auth_rejected"), direct]),
+            &["direct"],
+        ),
+        (
+            tried(&[("corp", "upstream.auth_rejected"), direct]),
+            tried(&[("corp", "upstream.no_reply"), direct]),
+            &["direct"],
+        ),
+        (
+            refusal,
+            tried(&[("corp", "upstream.no_reply"), direct]),
+            &["direct"],
+        ),
+    ] {
+        let bench = Bench::watching();
+        bench.take(tried(&[direct]));
+        bench.take(first);
+        bench.take(tried(&[direct]));
+        bench.take(last);
+        let due = bench.due().unwrap();
+        let hops: Vec<Arc<str>> = hops.iter().map(|hop| (*hop).into()).collect();
+        assert_eq!(due.hops, hops);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_found_by_one_route_is_not_told_by_another() {
+    let bench = Bench::watching();
+    bench.fail("a.example");
+    bench.memory.keep(&bench.due().unwrap(), diagnosis());
+    let record = bench.take(Record {
+        route: Some("corp".into()),
+        ..served(failed("a.example", "connect.timeout"))
+    });
+    assert!(record.diagnosis.is_none());
+    assert!(bench.earlier("a.example").unwrap().found.is_some());
+    for (route, cause) in [
+        (Some("corp"), "connect.timeout"),
+        (None, "connect.timeout"),
+        (Some("direct"), "policy.denied.rule"),
+    ] {
+        let earlier = bench.memory.earlier("a.example", 443, route, cause);
+        assert_eq!(earlier.unwrap().found, None, "{route:?} {cause}");
+    }
+    assert!(bench.told("a.example", "connect.timeout").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_success_has_overtaken_is_not_kept_though_it_fails_again() {
+    for (between, is_kept) in [
+        (served(fine("a.example")), false),
+        // It is the same trouble in another shape.
+        (served(failed("a.example", "connect.refused")), true),
+    ] {
+        let bench = Bench::watching();
+        bench.fail("a.example");
+        let due = bench.due().unwrap();
+        bench.take(between);
+        advance(Duration::from_secs(1)).await;
+        bench.fail("a.example");
+        bench.memory.keep(&due, diagnosis());
+        assert_eq!(
+            bench.told("a.example", "connect.timeout").is_some(),
+            is_kept
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_latest_addresses_are_those_that_are_dialled_again() {
+    let bench = Bench::watching();
+    let at = |last: u8| Record {
+        peer_address: Some([203, 0, 113, last].into()),
+        ..served(failed("a.example", "connect.timeout"))
+    };
+    for last in 0..40 {
+        bench.take(at(last));
+    }
+    let due = bench.due().unwrap();
+    let latest: Vec<std::net::IpAddr> = (24..40).map(|last| [203, 0, 113, last].into()).collect();
+    assert_eq!(due.addresses, latest);
 }

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::recent::{FEW, Recent, TargetStory, WINDOW};
+use super::recent::{FEW, Recent, TargetStory, WINDOW, counts, failing_hop, push};
+use super::suspects::is_rejection;
 use super::{Memory, REMINDER};
 use crate::policy::Triage;
 use crate::record::{Action, DiagnosisKeys, Outcome, Record};
+use crate::timeouts::Brief;
 
 /// Targets that may wait for their look. What fails while these wait comes back as long as it fails.
 const WAITING: usize = 4;
@@ -35,7 +37,16 @@ pub(super) struct Trouble {
     streak: Option<Streak>,
     /// When it was last put among those that wait.
     looked_at: Option<Instant>,
-    found: Option<(Arc<Diagnosis>, Instant)>,
+    found: Option<Finding>,
+}
+
+/// What a look found.
+#[derive(Debug)]
+struct Finding {
+    /// By which route.
+    route: Arc<str>,
+    diagnosis: Arc<Diagnosis>,
+    at: Instant,
 }
 
 /// Like failures, with no success between.
@@ -43,8 +54,14 @@ pub(super) struct Trouble {
 struct Streak {
     cause: Cow<'static, str>,
     request: Request,
-    /// The addresses of the target that were dialled.
-    addresses: Vec<IpAddr>,
+    /// Since when the target fails by this route, of whatever cause.
+    since: Instant,
+    /// The hops that were tried, the latest last.
+    hops: VecDeque<Arc<str>>,
+    /// Those of them that refused who we are.
+    refused: VecDeque<Arc<str>>,
+    /// The addresses of the target that were dialled, the latest last.
+    addresses: VecDeque<IpAddr>,
     moments: VecDeque<Instant>,
 }
 
@@ -53,6 +70,8 @@ struct Streak {
 pub struct Request {
     /// The client's address.
     pub client: IpAddr,
+    /// The user's name.
+    pub user: Option<Arc<str>>,
     /// The rule that decided.
     pub rule: Option<Arc<str>>,
     /// What it leads to.
@@ -63,9 +82,11 @@ pub struct Request {
     pub is_tls: bool,
 }
 
-/// How a target was last fine.
+/// How a target was last fine for a client, by a hop.
 #[derive(Clone, Debug)]
 pub(super) struct Passed {
+    client: IpAddr,
+    user: Option<Arc<str>>,
     hop: Arc<str>,
     /// Where it was, on the direct way.
     address: Option<IpAddr>,
@@ -91,11 +112,15 @@ pub struct Due {
     pub cause: Cow<'static, str>,
     /// One of the requests.
     pub request: Request,
+    /// Since when the target fails by the request's route.
+    pub since: Instant,
+    /// The hops that such requests tried, without those that refused who we are.
+    pub hops: Vec<Arc<str>>,
     /// The addresses of the target that such requests dialled.
     pub addresses: Vec<IpAddr>,
     /// The policy that they were served under.
     pub policy: Arc<str>,
-    /// Who passed lately, by the name of the hop, the last one first.
+    /// Where the client passed lately, by the name of the hop, the last one first.
     pub controls: BTreeMap<Arc<str>, Vec<Control>>,
 }
 
@@ -139,12 +164,7 @@ impl std::fmt::Display for Found {
         let Diagnosis {
             verdict, certainty, ..
         } = &*self.diagnosis;
-        let seconds = self.ago.as_secs();
-        match seconds {
-            0..100 => write!(f, "doctor {seconds}s ago: ")?,
-            _ => write!(f, "doctor {}m ago: ", seconds / 60)?,
-        }
-        write!(f, "{verdict} ({certainty})")
+        write!(f, "doctor {} ago: {verdict} ({certainty})", Brief(self.ago))
     }
 }
 
@@ -199,12 +219,20 @@ impl Watch {
         }
         if record.outcome == Outcome::Success {
             if let Some(passed) = Passed::of(record, now) {
-                match &mut story.passed {
-                    Some(known) => **known = passed,
-                    None => story.passed = Some(Box::new(passed)),
+                let known = &mut story.passed;
+                known.retain(|known| !known.is_like(&passed));
+                known.push_back(passed);
+                if known.len() > FEW {
+                    known.pop_front();
                 }
             }
             return;
+        }
+        if let Some(trouble) = &mut story.trouble
+            && let Some(streak) = &mut trouble.streak
+            && record.route.as_ref() == Some(&streak.request.route)
+        {
+            streak.note_refusals(record);
         }
         let Some(cause) = record.error_type.as_ref().filter(|cause| is_due(cause)) else {
             return;
@@ -214,7 +242,7 @@ impl Watch {
         };
         let trouble = story.trouble.get_or_insert_default();
         let fails = self.triage.fails as usize;
-        let streak = Streak::go_on(&mut trouble.streak, cause.clone(), request);
+        let streak = Streak::go_on(&mut trouble.streak, cause.clone(), request, now);
         streak.add(record, now, fails);
         let counted = streak
             .moments
@@ -236,16 +264,20 @@ impl Streak {
         known: &'s mut Option<Self>,
         cause: Cow<'static, str>,
         request: Request,
+        now: Instant,
     ) -> &'s mut Self {
         let before = known
             .take()
-            .filter(|streak| streak.cause == cause && streak.request.route == request.route);
+            .filter(|streak| streak.request.route == request.route);
         known.insert(match before {
-            Some(streak) => Self { request, ..streak },
-            None => Self {
+            Some(streak) if streak.cause == cause => Self { request, ..streak },
+            before => Self {
                 cause,
                 request,
-                addresses: Vec::new(),
+                since: before.as_ref().map_or(now, |streak| streak.since),
+                hops: VecDeque::new(),
+                refused: before.map(|streak| streak.refused).unwrap_or_default(),
+                addresses: VecDeque::new(),
                 moments: VecDeque::new(),
             },
         })
@@ -259,11 +291,39 @@ impl Streak {
         let direct = record.attempts.iter().filter(|tried| *tried.hop == *DIRECT);
         let dialled = direct.filter_map(|tried| Some(tried.address?.ip()));
         for ip in dialled.chain(address(record)) {
-            if self.addresses.len() < FEW && !self.addresses.contains(&ip) {
-                self.addresses.push(ip);
-            }
+            keep(&mut self.addresses, ip);
+        }
+        let tried = record.attempts.iter().map(|tried| &tried.hop);
+        for hop in tried.chain(&record.hop) {
+            keep(&mut self.hops, hop.clone());
+        }
+        self.note_refusals(record);
+    }
+
+    /// Notes who refused who we are: nobody is to be told that again unasked.
+    fn note_refusals(&mut self, record: &Record) {
+        let is_refusal = |cause: &&Cow<'_, str>| cause.starts_with("upstream.auth_");
+        let tried = record.attempts.iter();
+        let tried = tried.filter(|tried| tried.cause.as_ref().filter(is_refusal).is_some());
+        let cause = record.error_type.as_ref().filter(is_refusal);
+        let last = cause.and_then(|cause| failing_hop(record, cause));
+        for hop in tried.map(|tried| &tried.hop).chain(last) {
+            keep(&mut self.refused, hop.clone());
         }
     }
+
+    /// The hops that may be tried again.
+    fn hops(&self) -> Vec<Arc<str>> {
+        let hops = self.hops.iter();
+        let hops = hops.filter(|hop| !self.refused.contains(hop));
+        hops.cloned().collect()
+    }
+}
+
+/// Keeps a thing among the latest, once.
+fn keep<T: PartialEq>(list: &mut VecDeque<T>, item: T) {
+    list.retain(|known| *known != item);
+    push(list, item);
 }
 
 /// The hop that leads straight to the target.
@@ -279,6 +339,7 @@ impl Request {
     fn of(record: &Record) -> Option<Self> {
         Some(Self {
             client: record.client_address,
+            user: record.user.clone(),
             rule: record.rule.clone(),
             route: record.route.clone()?,
             is_plain: record.action? == Action::Forward,
@@ -298,11 +359,24 @@ impl Passed {
             Action::Connect => return None,
         };
         Some(Self {
+            client: record.client_address,
+            user: record.user.clone(),
             hop: record.hop.clone()?,
             address: address(record),
             spoken,
             at,
         })
+    }
+
+    /// Whether another one takes its place.
+    fn is_like(&self, other: &Self) -> bool {
+        let of = |passed: &Self| (passed.client, passed.spoken);
+        of(self) == of(other) && self.user == other.user && self.hop == other.hop
+    }
+
+    /// Whether it was the client of a request that passed.
+    fn is_of(&self, request: &Request) -> bool {
+        self.client == request.client && self.user == request.user
     }
 }
 
@@ -311,13 +385,6 @@ impl Passed {
 fn is_due(cause: &str) -> bool {
     let (family, rest) = cause.split_once('.').unwrap_or((cause, ""));
     match family {
-        "dns" => true,
-        "connect" => !matches!(rest, "overtaken" | "family_unsupported"),
-        "tls" => {
-            !rest.starts_with("client_")
-                || rest == "client_hello_blackholed"
-                || super::suspects::is_rejection(cause)
-        }
         "upstream" => {
             let is_said = [
                 "auth_",
@@ -332,20 +399,15 @@ fn is_due(cause: &str) -> bool {
             ];
             !is_said.iter().any(|said| rest.starts_with(said))
         }
-        "http" => !rest.starts_with("status."),
         "tunnel" => matches!(rest, "reset_by_server" | "no_ack" | "icmp"),
-        _ => false,
+        _ => counts(cause) || is_rejection(cause),
     }
 }
 
-/// Whether a record is told what was found before: not where the policy refused, or the client made the mistake.
+/// Whether who fails of a cause is told what was found before: where a look can say something of it, where the client did not
+/// wait for that, or the target failed too often to be tried.
 fn is_told(cause: &str) -> bool {
-    match cause.split('.').next() {
-        Some("policy") => false,
-        Some("client") => cause.starts_with("client.gave_up."),
-        Some("proxy") => cause == "proxy.circuit_open",
-        _ => true,
-    }
+    is_due(cause) || cause.starts_with("client.gave_up.") || cause == "proxy.circuit_open"
 }
 
 impl Recent {
@@ -353,7 +415,7 @@ impl Recent {
     fn watch(&mut self, triage: Option<Triage>, policy: Arc<str>) {
         for (_, story) in self.stories() {
             story.trouble = None;
-            story.passed = None;
+            story.passed.clear();
         }
         self.watch = triage.map(|triage| Watch {
             triage,
@@ -368,14 +430,20 @@ impl Recent {
         watch.is_some_and(|watch| !watch.waiting.is_empty())
     }
 
-    /// What the last look at a target found, if it still counts.
-    pub(super) fn found(&mut self, host: &str, port: u16) -> Option<Found> {
+    /// What the last look at a target found by a route, if it still counts, and says something of a cause.
+    pub(super) fn found(
+        &mut self,
+        (host, port): (&str, u16),
+        route: Option<&str>,
+        cause: &str,
+    ) -> Option<Found> {
         let every = self.watch.as_ref()?.triage.every;
         let trouble = self.target(host, port)?.trouble.as_ref()?;
-        let (diagnosis, at) = trouble.found.as_ref()?;
-        let ago = at.elapsed();
-        (ago <= every.max(REMINDER)).then(|| Found {
-            diagnosis: diagnosis.clone(),
+        let finding = trouble.found.as_ref()?;
+        let ago = finding.at.elapsed();
+        let is_meant = Some(&*finding.route) == route && is_told(cause);
+        (is_meant && ago <= every.max(REMINDER)).then(|| Found {
+            diagnosis: finding.diagnosis.clone(),
             ago,
         })
     }
@@ -401,7 +469,9 @@ impl Recent {
                 port,
                 cause: streak.cause.clone(),
                 request: streak.request.clone(),
-                addresses: streak.addresses.clone(),
+                since: streak.since,
+                hops: streak.hops(),
+                addresses: streak.addresses.iter().copied().collect(),
                 policy,
                 controls: BTreeMap::new(),
             };
@@ -410,7 +480,7 @@ impl Recent {
         }
     }
 
-    /// Who passed lately, by each hop: those first that passed last.
+    /// Where the client passed lately, by each hop: those first where it did last.
     fn controls(&mut self, due: &Due) -> BTreeMap<Arc<str>, Vec<Control>> {
         let spoken = if due.request.is_plain {
             Manner::Plain
@@ -420,8 +490,9 @@ impl Recent {
         let mut passed: Vec<_> = self
             .stories()
             .filter(|((host, _), _)| *host != due.host)
-            .filter_map(|(target, story)| Some((target, story.passed.as_deref()?)))
-            .filter(|(_, passed)| passed.spoken == spoken && passed.at.elapsed() <= WINDOW)
+            .flat_map(|(target, story)| story.passed.iter().map(move |passed| (target, passed)))
+            .filter(|(_, passed)| passed.is_of(&due.request) && passed.spoken == spoken)
+            .filter(|(_, passed)| passed.at.elapsed() <= WINDOW)
             .collect();
         passed.sort_by_key(|(_, passed)| Reverse(passed.at));
         let mut controls: BTreeMap<Arc<str>, Vec<Control>> = BTreeMap::new();
@@ -445,9 +516,15 @@ impl Recent {
         }
         let story = self.target_mut(&due.host, due.port);
         if let Some(trouble) = story.and_then(|story| story.trouble.as_mut())
-            && trouble.streak.is_some()
+            && let Some(streak) = &trouble.streak
+            && streak.request.route == due.request.route
+            && streak.since == due.since
         {
-            trouble.found = Some((Arc::new(diagnosis), Instant::now()));
+            trouble.found = Some(Finding {
+                route: due.request.route.clone(),
+                diagnosis: Arc::new(diagnosis),
+                at: Instant::now(),
+            });
         }
     }
 }
@@ -487,10 +564,6 @@ impl Memory {
 
 /// Adds to a record what was found before.
 pub(super) fn tell(record: &mut Record, found: &Found) {
-    let cause = record.error_type.as_deref().unwrap_or_default();
-    if !is_told(cause) {
-        return;
-    }
     for hint in [&mut record.hint, &mut record.reason].into_iter().flatten() {
         *hint = format!("{hint}; {found}").into();
     }
