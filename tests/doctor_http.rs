@@ -222,6 +222,19 @@ fn a_control_with_a_bad_certificate_shows_that_its_way_works() {
     says(&scene.look(target.port()), "fine", "certain");
 }
 
+#[test]
+fn a_control_that_a_guard_refuses_says_nothing_of_the_way() {
+    let dns = format!("dns: {{hosts: {{{TARGET}: [127.0.0.1], {CONTROL}: [169.254.169.254]}}}}\n");
+    let port = serve(|stream| {
+        tls::read_record(&stream);
+        wire::reset(stream);
+    });
+    let told = Scene::new().look_with(&dns, &format!("https://{TARGET}:{port}/"));
+    says(&told, "unexplained", "medium");
+    let controls = &told["facts"]["ways"][0]["controls"];
+    assert_eq!(controls.as_array().unwrap().len(), 0, "{told:#}");
+}
+
 /// With an upstream that the policy chooses.
 fn behind(mut scene: Scene, url: &str, credentials: Option<(&str, &str)>) -> Scene {
     let mut auth = "";

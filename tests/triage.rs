@@ -251,6 +251,11 @@ fn a_look_goes_no_way_that_the_policy_does_not_lead() {
         assert!(!has_diagnosis(&fail()));
     }
     let line = proxy.diary("keeps failing, tls.");
+    // One that leads back here knows all of them by that.
+    for _ in 0..7 {
+        let head = upstream.heard();
+        assert!(wire::field(&head, "via").is_some(), "{head}");
+    }
     assert!(
         line.contains(": fails_behind_upstream (strong): corp works for others"),
         "{line}"

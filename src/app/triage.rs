@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Version;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
@@ -40,7 +41,9 @@ async fn run(proxy: Arc<Proxy>, closing: CancellationToken) {
             let snapshot = proxy.snapshot.load();
             (snapshot.policy.clone(), snapshot.names.resolver().clone())
         };
-        let Some(plan) = plan(&due, &policy) else {
+        let via = proxy.identity.via.entry(Version::HTTP_11);
+        let via = String::from_utf8_lossy(via.as_bytes());
+        let Some(plan) = plan(&due, &policy, &via) else {
             continue;
         };
         let (memory, token) = (proxy.memory.clone(), closing.clone());
@@ -96,7 +99,7 @@ fn diagnosis(verdict: Verdict) -> Diagnosis {
 }
 
 /// What is looked at, by whose leave; nothing where the policy at work is another one, or says of no way that may be gone.
-fn plan(due: &Due, policy: &Policy) -> Option<Plan> {
+fn plan(due: &Due, policy: &Policy, via: &str) -> Option<Plan> {
     if policy.hash != due.policy {
         return None;
     }
@@ -142,6 +145,7 @@ fn plan(due: &Due, policy: &Policy) -> Option<Plan> {
             client: client(request.client, !due.addresses.is_empty()),
             addresses: due.addresses.clone(),
             dns: rule.and_then(|rule| rule.dns),
+            via: via.to_owned(),
         }),
     })
 }
@@ -216,6 +220,7 @@ mod tests {
     use crate::config::{self, Environment, Options, Source};
     use crate::memory::Request;
 
+    const VIA: &str = "1.1 here";
     const UPSTREAMS: &str =
         "upstreams: {corp: {url: 'http://192.0.2.1:3128'}, spare: {url: 'socks5://192.0.2.2:1080'}}
 groups: {both: {members: [corp, spare]}}";
@@ -301,7 +306,7 @@ groups: {both: {members: [corp, spare]}}";
                 addresses: addresses.to_vec(),
                 ..due(&policy, route)
             };
-            let plan = plan(&due, &policy);
+            let plan = plan(&due, &policy, VIA);
             assert_eq!(ways_of(plan.as_ref()), expected, "{rules} {route}");
             let chosen = plan.as_ref().and_then(|plan| plan.chosen.as_deref());
             assert_eq!(chosen, expected.first().copied());
@@ -317,13 +322,16 @@ groups: {both: {members: [corp, spare]}}";
                 hops: tried.iter().map(|hop| (*hop).into()).collect(),
                 ..due(&policy_of_chain, "direct|corp")
             };
-            assert_eq!(ways_of(plan(&due, &policy_of_chain).as_ref()), expected);
+            assert_eq!(
+                ways_of(plan(&due, &policy_of_chain, VIA).as_ref()),
+                expected
+            );
         }
         let of_another = Due {
             policy: "0".into(),
             ..due(&policy, "direct")
         };
-        assert!(plan(&of_another, &policy).is_none());
+        assert!(plan(&of_another, &policy, VIA).is_none());
     }
 
     #[test]
@@ -342,7 +350,7 @@ groups: {both: {members: [corp, spare]}}";
             let mut due = due(&policy, "direct");
             (due.port, due.cause) = (port, cause.into());
             (due.request.is_plain, due.request.is_tls) = (is_plain, is_tls);
-            let plan = plan(&due, &policy).unwrap();
+            let plan = plan(&due, &policy, VIA).unwrap();
             assert_eq!(
                 (plan.spoken, &*plan.path),
                 (expected, "/"),

@@ -96,6 +96,8 @@ pub struct Bounds {
     pub addresses: Vec<IpAddr>,
     /// Who is asked for the target's name, where a rule says so.
     pub dns: Option<AskId>,
+    /// What an upstream gets as Via, by which one that leads back is known.
+    pub via: String,
 }
 
 /// A way that may be gone.
@@ -137,6 +139,11 @@ impl Plan {
             let way = bounds.ways.iter().find(|way| *way.route == *route);
             way.map(|way| way.controls.clone()).unwrap_or_default()
         })
+    }
+
+    /// What an upstream gets as Via; empty for none.
+    fn via(&self) -> &str {
+        self.bounds.as_ref().map_or("", |bounds| &bounds.via)
     }
 
     /// The only addresses that may be dialled for a target or a control, and who is asked for its name.
@@ -497,6 +504,7 @@ impl Doctor<'_> {
             timeouts: self.timeouts.clone(),
             addresses: addresses.map(Ok),
             dns,
+            via: self.plan.via().to_owned(),
             ..route::Plan::new(self.policy, self.client.clone(), target.clone(), purpose)
         };
         dial.dial(&plan, &Trail::default()).await

@@ -302,10 +302,10 @@ impl Streak {
 
     /// Notes who refused who we are: nobody is to be told that again unasked.
     fn note_refusals(&mut self, record: &Record) {
-        let is_refusal = |cause: &&Cow<'_, str>| cause.starts_with("upstream.auth_");
+        let is_refusal = |cause: &Cow<'_, str>| cause.starts_with("upstream.auth_");
         let tried = record.attempts.iter();
-        let tried = tried.filter(|tried| tried.cause.as_ref().filter(is_refusal).is_some());
-        let cause = record.error_type.as_ref().filter(is_refusal);
+        let tried = tried.filter(|tried| tried.cause.as_ref().is_some_and(is_refusal));
+        let cause = record.error_type.as_ref().filter(|cause| is_refusal(cause));
         let last = cause.and_then(|cause| failing_hop(record, cause));
         for hop in tried.map(|tried| &tried.hop).chain(last) {
             keep(&mut self.refused, hop.clone());

@@ -50,11 +50,12 @@ written! {
     /// When a target that keeps failing is looked at by the doctor without being asked. What it finds stands in the later records
     /// of that target (`egress.diagnosis.*`).
     Triage is "`triage`", later [] {
-        /// How many failures of a target in a row, all with the same cause, are needed: 1 to 100.
+        /// How many failures of a target in a row, all with the same cause and by the same route, are needed: 1 to 100.
         fails "write `fails: 3`": Count,
         /// The time in which they must fall, at most 1h.
         within "write `within: 5m`": Wait,
-        /// How long the same target is not looked at again: 1m to 24h.
+        /// How long the same target is not looked at again: 1m to 24h. What was found is told for as long, and for 10m at least,
+        /// unless a success ends it.
         every "write `every: 10m`": Wait,
     }
 }

@@ -71,6 +71,7 @@ impl Doctor<'_> {
             error,
         };
         wanted.by_upstream();
+        self.plan.via().clone_into(&mut wanted.via);
         let mut talk = Talk::new(authenticator, wanted.method.clone(), wanted.target.clone());
         wanted.said = talk.first().await;
         let mut next = Some(io);
@@ -222,6 +223,8 @@ pub(super) struct Wanted {
     pub(super) host: String,
     /// Who we are, where an upstream is told.
     pub(super) said: Option<Secret>,
+    /// By whom it has come; empty where nobody is told.
+    via: String,
     /// For so long the answer is waited for.
     pub(super) limit: Duration,
     /// It goes out behind another one.
@@ -237,6 +240,7 @@ impl Wanted {
             target: path.to_owned(),
             host: authority(target, spoken),
             said: None,
+            via: String::new(),
             limit: ANSWER,
             is_again: false,
             is_last: true,
@@ -259,6 +263,7 @@ impl Wanted {
             ("Host", Some(&*self.host)),
             ("User-Agent", Some("routecause-doctor")),
             ("Accept", Some("*/*")),
+            ("Via", (!self.via.is_empty()).then_some(&*self.via)),
             ("Connection", self.is_last.then_some("close")),
             ("Proxy-Authorization", said),
         ]
