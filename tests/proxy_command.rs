@@ -4,7 +4,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use argon2::password_hash::PasswordHasher as _;
 use support::origin::{Listening, Origin};
@@ -67,6 +67,15 @@ fn talks(command: &mut Command, origin: &Listening) {
     assert!(child.wait().unwrap().success());
 }
 
+/// The command says `expected` as a whole, and is content.
+fn assert_ends(mut child: Child, expected: &str) {
+    let mut out = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_to_string(&mut out).unwrap();
+    assert_eq!(out, expected);
+    assert!(child.wait().unwrap().success());
+}
+
 #[test]
 fn a_tunnel_on_standard_input_and_output_is_what_ssh_wants() {
     let origin = Listening::new();
@@ -88,15 +97,7 @@ fn a_tunnel_on_standard_input_and_output_is_what_ssh_wants() {
     assert_eq!(wire::read_to_end(&server), b"");
     wire::send(&server, "bye");
     drop(server);
-    let mut out = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut out)
-        .unwrap();
-    assert_eq!(out, "SSH-2.0-there\r\nbye");
-    assert!(child.wait().unwrap().success());
+    assert_ends(child, "SSH-2.0-there\r\nbye");
     check!(&proxy.record(), "event.outcome": "success", "source.bytes": 14);
 }
 
@@ -247,15 +248,7 @@ fn a_challenge_is_answered() {
     );
     wire::send(&server, "HTTP/1.1 200 OK\r\n\r\nSSH-2.0-there\r\n");
     drop(server);
-    let mut out = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut out)
-        .unwrap();
-    assert_eq!(out, "SSH-2.0-there\r\n");
-    assert!(child.wait().unwrap().success());
+    assert_ends(child, "SSH-2.0-there\r\n");
     drop(stdin);
 }
 

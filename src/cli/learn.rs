@@ -385,6 +385,17 @@ mod tests {
         policy(&seen, Timestamp::UNIX_EPOCH)
     }
 
+    /// What is learned is a policy.
+    fn assert_loads(text: String) {
+        let source = Source::Text {
+            name: "learned".into(),
+            text,
+        };
+        let options = Options::check(Timestamp::UNIX_EPOCH);
+        let loaded = config::load(&source, &[("A", "b")].into_iter().collect(), &options);
+        loaded.unwrap_or_else(|report| panic!("{report}"));
+    }
+
     #[test]
     fn what_was_seen_is_a_policy_that_loads() {
         let text = learned(&[
@@ -455,13 +466,7 @@ mod tests {
 default: {block: {reason: \"not on the list\"}}
 ";
         assert_eq!(&text[begin..], expected);
-        let source = Source::Text {
-            name: "learned".into(),
-            text,
-        };
-        let options = Options::check(Timestamp::UNIX_EPOCH);
-        let loaded = config::load(&source, &[("A", "b")].into_iter().collect(), &options);
-        loaded.unwrap_or_else(|report| panic!("{report}"));
+        assert_loads(text);
     }
 
     #[test]
@@ -478,13 +483,7 @@ default: {block: {reason: \"not on the list\"}}
         for name in ["https-expected", "expected-https", "https-https"] {
             assert!(text.contains(&format!("- name: {name}\n")), "{text}");
         }
-        let source = Source::Text {
-            name: "learned".into(),
-            text,
-        };
-        let options = Options::check(Timestamp::UNIX_EPOCH);
-        let loaded = config::load(&source, &[("A", "b")].into_iter().collect(), &options);
-        loaded.unwrap_or_else(|report| panic!("{report}"));
+        assert_loads(text);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod journal;
 mod provider;
 mod servers;
 mod tap;
+mod told;
 mod way;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

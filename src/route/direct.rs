@@ -83,28 +83,14 @@ mod tests {
         let policy = Arc::new(loaded.policy);
         let names = Names::new(policy.clone(), Arc::new(Resolver::with_servers(&[])));
         let direct = Direct::new("direct".into(), policy.clone(), names);
-        let address = "127.0.0.1:1".parse().unwrap();
+        // The pin would answer now, had it to be asked again.
+        let target = Target::from_authority("a.example:1").unwrap();
         let plan = Plan {
-            client: Client {
-                peer: address,
-                local: address,
-                listener: "proxy".into(),
-            },
-            // The pin would answer now, had it to be asked again.
-            target: Target::from_authority("a.example:1").unwrap(),
-            purpose: Purpose::Tunnel,
             addresses: Some(Err(ResolveError::new(
                 "a.example",
                 Unresolved::ServFail { ede: None },
             ))),
-            timeouts: policy.timeouts.clone(),
-            deadline: None,
-            passes_over: false,
-            commit: policy.commit,
-            retry: policy.retry,
-            via: String::new(),
-            dns: None,
-            certificate: None,
+            ..Plan::new(&policy, Client::ourselves("proxy"), target, Purpose::Tunnel)
         };
         let failure = direct.dial(&plan, &Trail::default()).await.unwrap_err();
         assert!(
